@@ -1,0 +1,42 @@
+"""X/Y/Z plot axes for the settings of ToDo."""
+
+from modules import script_callbacks, scripts
+
+from todo_lib import FIELDS
+
+
+def add_axes():
+    xyz_grid = next(data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py")
+    xyz_grid.axis_options += [_axis(xyz_grid, index, field) for index, field in enumerate(FIELDS)]
+
+
+def _axis(xyz_grid, index, field):
+    label = f"[ToDo] {field.name.replace('_', ' ').capitalize()}"
+    kind, choices = type(field.default), None
+    if field.choices:
+        choices = lambda: list(field.choices)
+    elif kind is bool:
+        kind, choices = str, xyz_grid.boolean_choice(reverse=True)
+
+    def value_of(x):
+        return {"True": True, "False": False}.get(x, x) if isinstance(field.default, bool) else x
+
+    def confirm(p, xs):
+        for x in xs:
+            field.check(value_of(x))
+
+    def apply(p, x, xs):
+        """Set the script's positional argument, as if the control stood at this value."""
+        script = next(script for script in p.scripts.alwayson_scripts if script.title() == "ToDo")
+        args = list(p.script_args)
+        first = args[script.args_from]
+        if isinstance(first, dict):
+            args[script.args_from] = {**first, field.name: value_of(x)}
+        else:
+            args[script.args_from + index] = value_of(x)
+        p.script_args = args
+
+    return xyz_grid.AxisOption(label, kind, apply, confirm=confirm, choices=choices)
+
+
+script_callbacks.on_before_ui(add_axes)

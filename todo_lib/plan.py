@@ -1,0 +1,55 @@
+"""The plan: what given settings will do to a U-Net at a given size, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from todo_lib.grid import kept_size
+from todo_lib.settings import Settings
+from todo_lib.unet import spatial_transformers
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """One depth of a U-Net: its token grid (H, W), the key grid kept of it, and the work that means.
+
+    factor: the downsample factor, 1 where the depth stays dense. layers: number of self-attentions. dense_work and
+    work: multiply-adds of all their two matrix products (scores and weighted sum) for one picture in one U-Net call,
+    2 * queries * keys * channels each, without and with downsampling.
+    """
+
+    depth: int
+    grid: tuple[int, int]
+    kept: tuple[int, int]
+    factor: float
+    layers: int
+    dense_work: int
+    work: int
+
+
+def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> list[DepthPlan]:
+    """What `settings` will do to `unet` on a latent of (H, W), depth by depth; empty where it has no self-attention.
+
+    A latent pixel is 8 pixels of the picture. Each halving of a U-Net rounds odd sizes up.
+    """
+    depths: dict[int, list] = {}
+    for transformer in spatial_transformers(unet):
+        depths.setdefault(transformer.depth, []).append(transformer)
+    plans: list[DepthPlan] = []
+    for depth, transformers in sorted(depths.items()):
+        step = 2 ** transformers[0].halvings
+        height, width = (-(-size // step) for size in latent_size)
+        top_grid = plans[0].grid if plans else (height, width)
+        factor = settings.factor_at(depth, top_grid)
+        kept = kept_size(height, factor), kept_size(width, factor)
+        attentions = [attn for transformer in transformers for attn in transformer.attentions.values()]
+        per_key = sum(2 * height * width * attn.to_q.weight.shape[0] for attn in attentions)
+        plans.append(
+            DepthPlan(
+                depth, (height, width), kept, factor, len(attentions),
+                dense_work=per_key * height * width, work=per_key * kept[0] * kept[1],
+            )
+        )  # fmt: skip
+    return plans

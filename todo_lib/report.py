@@ -1,0 +1,53 @@
+"""What a patch has done, and how to say it to people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Grid = tuple[int, int]
+
+
+@dataclass
+class Report:
+    """What a patch has done so far.
+
+    transformers: how many spatial transformers with self-attention the U-Net has. steps: the positions i / n at which
+    those within max depth ran. active_steps: those of them that are between start and end. layers: (depth, grid, kept
+    grid) -> names of the self-attentions downsampled so, grids as (H, W). left: names of self-attentions whose tokens
+    were not their grid, because another patch tiles or merges them; they were left to it.
+    """
+
+    transformers: int = 0
+    steps: set[float] = field(default_factory=set)
+    active_steps: set[float] = field(default_factory=set)
+    layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
+
+    def __str__(self) -> str:
+        """One line for the user: grids (width x height, as the host writes sizes), layers and steps, or why nothing."""
+        parts = [
+            f"depth {depth}: {_size(grid)} tokens, keys from {_size(kept)} ({_layers(names)})"
+            for (depth, grid, kept), names in sorted(self.layers.items())
+        ]
+        if parts:
+            parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps")
+        if self.left:
+            parts.append(f"{_layers(self.left)} left to another patch that tiles or merges their tokens")
+        return ", ".join(parts) or f"nothing downsampled, {self._reason()}"
+
+    def _reason(self) -> str:
+        if not self.transformers:
+            return "this model has no U-Net self-attention"
+        if not self.steps:
+            return "the U-Net's own self-attentions did not run"
+        if not self.active_steps:
+            return "no sampling step is between start and end"
+        return "the factor is 1 at this size"
+
+
+def _size(grid: Grid) -> str:
+    return f"{grid[1]}x{grid[0]}"
+
+
+def _layers(names: set[str]) -> str:
+    return f"{len(names)} layer{'s' if len(names) != 1 else ''}"

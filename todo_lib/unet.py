@@ -1,0 +1,73 @@
+"""Where a U-Net has self-attention: its spatial transformers, their depth, and the attentions in their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class SpatialTransformer:
+    """A spatial transformer of a U-Net that has self-attention.
+
+    name: its path in the U-Net. halvings: how often the latent has been halved before it. depth: rank of its token
+    grid among those with self-attention, the largest being 1. attentions: path in the U-Net -> the `attn1`.
+    """
+
+    name: str
+    module: nn.Module
+    halvings: int
+    depth: int
+    attentions: dict[str, nn.Module]
+
+
+def spatial_transformers(unet: nn.Module) -> list[SpatialTransformer]:
+    """All spatial transformers with self-attention of an `ldm` or `sgm` U-Net, or of an encoder copied from one.
+
+    A spatial transformer is a module with `transformer_blocks`, each having an `attn1` with `to_q`, `to_k` and
+    `to_v`. Blocks with `disable_self_attn` and temporal attention are no self-attention over a grid and are left out.
+    The list is empty for models without such modules (SD3).
+    """
+    found = [(name, module, halvings, _self_attentions(name, module)) for name, module, halvings in _walk(unet)]
+    found = [entry for entry in found if entry[3]]
+    ranks = {halvings: rank for rank, halvings in enumerate(sorted({entry[2] for entry in found}), start=1)}
+    return [SpatialTransformer(name, module, n, ranks[n], attns) for name, module, n, attns in found]
+
+
+def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    """Yield (name, module, halvings before it) of every module with transformer blocks.
+
+    The encoder is read block by block. A decoder block works on the grid of the encoder block whose skip connection
+    it takes, the last one first.
+    """
+    names = {module: name for name, module in unet.named_modules()}
+    encoder = list(getattr(unet, "input_blocks", unet.children()))
+    halvings = 0
+    after = []
+    for block in encoder:
+        halvings += any(_halves(module) for module in block.modules())
+        after.append((block, halvings))
+    if hasattr(unet, "input_blocks"):
+        after.append((unet.middle_block, halvings))
+        decoder = getattr(unet, "output_blocks", ())
+        after.extend((block, n) for block, (_, n) in zip(decoder, reversed(after[:-1])))
+    for block, n in after:
+        for module in block.modules():
+            if isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
+                yield names[module], module, n
+
+
+def _halves(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv2d, nn.AvgPool2d)) and module.stride in (2, (2, 2))
+
+
+def _self_attentions(name: str, transformer: nn.Module) -> dict[str, nn.Module]:
+    attentions = {}
+    for i, block in enumerate(transformer.transformer_blocks):
+        attn = getattr(block, "attn1", None)
+        if getattr(block, "disable_self_attn", False) or not all(hasattr(attn, n) for n in ("to_q", "to_k", "to_v")):
+            continue
+        attentions[f"{name}.transformer_blocks.{i}.attn1"] = attn
+    return attentions

@@ -31,6 +31,7 @@ class ToDoScript(scripts.Script):
     def ui(self, is_img2img):
         enabled, *others = FIELDS
         with InputAccordion(enabled.default, label=enabled.label, elem_id=self.elem_id(enabled.name)) as accordion:
+            gr.HTML(enabled.help, elem_classes="todo-help")
             controls = [accordion, *(self._control(field) for field in others)]
         self.infotext_fields = [
             PasteField(control, functools.partial(_pasted, field.name)) for control, field in zip(controls, FIELDS)
@@ -63,7 +64,7 @@ class ToDoScript(scripts.Script):
         try:
             settings = Settings.from_args(args)
         except SettingsError as error:
-            _instead_of_sampling(p.sampler, functools.partial(_refuse, error))
+            _instead_of_sampling(p.sampler, functools.partial(_refuse, str(error)))
             return
         if settings.enabled:
             pass_name = ("hires" if p.is_hr_pass else "first") if getattr(p, "enable_hr", False) else ""
@@ -75,14 +76,25 @@ class ToDoScript(scripts.Script):
 
 def _pasted(name, params):
     """What a control becomes when this parsed infotext is pasted."""
-    return getattr(Settings.from_infotext(params), name)
+    try:
+        return getattr(Settings.from_infotext(params), name)
+    except SettingsError as error:
+        if name == FIELDS[0].name:  # once for all controls: in the browser, the host only logs what is raised here
+            gr.Warning(str(error))
+        raise _refusal(str(error)) from error
+
+
+def _refusal(message):
+    """An error that the API answers with this message and status 422, Unprocessable Entity."""
+    error = SettingsError(message)
+    error.status_code, error.detail = 422, message
+    return error
 
 
 def _tell(p, pass_name, text):
     """Say under the picture, in one line, what was done in each pass; a later batch replaces what an earlier one said."""
-    told = _comment(p.todo_passes)
+    p.comments.pop(_comment(p.todo_passes), None)
     p.todo_passes[pass_name] = text
-    p.comments.pop(told, None)
     p.comment(_comment(p.todo_passes))
     logger.debug(_comment(p.todo_passes))
 
@@ -111,9 +123,8 @@ def _instead_of_sampling(sampler, replacement):
     sampler.func = run
 
 
-def _refuse(error, *args, **kwargs):
-    error.status_code, error.detail = 422, str(error)  # where the API looks for its answer
-    raise error
+def _refuse(message, *args, **kwargs):
+    raise _refusal(message)
 
 
 def _sample_downsampled(p, pass_name, settings, sample, sampler, model, x, *args, **schedule):

@@ -80,7 +80,7 @@ class Settings:
     factor: float = _setting(
         2.0,
         "Downsample factor",
-        "Divides each side of the key grid at depth 1. SD 1.x / 2.x: 2 at 1024 px, 3 at 1536, 4 at 2048. SDXL: half.",
+        "The factor at depth 1. SD 1.x / 2.x: 2 at 1024 px, 3 at 1536, 4 at 2048. SDXL: half.",
         infotext="ToDo factor",
         minimum=1,
         maximum=8,

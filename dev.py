@@ -1,0 +1,67 @@
+"""Run the demo or the tests in a virtual environment of their own.
+
+    python dev.py demo [ARGUMENTS]         the demo (python -m demo)
+    python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
+    python dev.py lint                     lint only
+
+The environment is .venv beside this file. It is made on first use, which downloads PyTorch and takes minutes, and
+brought up to date whenever pyproject.toml changes.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def run(*args):
+    """Run the environment's Python with these arguments, end this program if that fails."""
+    print("+ python", *args, flush=True)
+    status = subprocess.call([str(PYTHON), *args], cwd=str(ROOT))
+    if status:
+        sys.exit(status)
+
+
+def has_pip():
+    return PYTHON.exists() and not subprocess.call([str(PYTHON), "-m", "pip", "--version"], stdout=subprocess.DEVNULL)
+
+
+def prepare(group):
+    """Make sure that the environment exists and holds this dependency group of pyproject.toml."""
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    stamp = VENV / f"{group}.stamp"
+    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"Installing the {group} requirements into {VENV}: minutes the first time", flush=True)
+    if not has_pip() and subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]):
+        sys.exit(f"{sys.executable} could not make a virtual environment in {VENV}")
+    pip = ("-m", "pip", "install", "--disable-pip-version-check")
+    run(*pip, "pip>=25.1")  # the first with --group
+    run(*pip, "--group", group)
+    run(*pip, "--no-deps", "--group", "ldm")
+    stamp.write_text(wanted)
+
+
+def main(command="", *args):
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        sys.exit(f"Python 3.10, 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable})")
+    if command == "demo":
+        prepare("demo")
+        run("-m", "demo", *args)
+    elif command in ("tests", "lint"):
+        prepare("tests")
+        run("-m", "ruff", "check")
+        run("-m", "ruff", "format", "--check")
+        if command == "tests":
+            run("-m", "pytest", *args)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -6,7 +6,6 @@ import sys
 
 import gradio as gr
 import torch
-
 from modules import script_callbacks, scripts, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
@@ -15,8 +14,8 @@ from modules.ui_components import InputAccordion
 for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib"]:
     del sys.modules[name]
 
-from todo_lib import FIELDS, Patch, Settings, SettingsError
-from todo_lib.settings import INFOTEXT_KEYS
+from todo_lib import FIELDS, Patch, Settings, SettingsError  # noqa: E402
+from todo_lib.settings import INFOTEXT_KEYS  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
@@ -34,7 +33,8 @@ class ToDoScript(scripts.Script):
             gr.HTML(enabled.help, elem_classes="todo-help")
             controls = [accordion, *(self._control(field) for field in others)]
         self.infotext_fields = [
-            PasteField(control, functools.partial(_pasted, field.name)) for control, field in zip(controls, FIELDS)
+            PasteField(control, functools.partial(_pasted, field.name))
+            for control, field in zip(controls, FIELDS, strict=True)
         ]
         return controls
 
@@ -92,7 +92,7 @@ def _refusal(message):
 
 
 def _tell(p, pass_name, text):
-    """Say under the picture, in one line, what was done in each pass; a later batch replaces what an earlier one said."""
+    """Say under the picture, in one line, what was done in each pass; the last batch has the word."""
     p.comments.pop(_comment(p.todo_passes), None)
     p.todo_passes[pass_name] = text
     p.comment(_comment(p.todo_passes))
@@ -160,7 +160,7 @@ class _Pass:
         return schedule.get("n")
 
     def position(self):
-        """i / n of the current step; for a sampler with no known n, the position between the first and last timestep."""
+        """i / n of the current step; where n is not known beforehand, how far between first and last timestep."""
         if self.steps is None:
             return (self.first_timestep - self.timestep) / (self.first_timestep - self.last_timestep)
         calls = self.denoiser.step

@@ -1,5 +1,7 @@
 """X/Y/Z plot axes for the settings of ToDo."""
 
+import functools
+
 from modules import script_callbacks, scripts
 
 from todo_lib import FIELDS
@@ -12,10 +14,9 @@ def add_axes():
 
 def _axis(xyz_grid, index, field):
     label = f"[ToDo] {field.name.replace('_', ' ').capitalize()}"
-    kind, choices = type(field.default), None
-    if field.choices:
-        choices = lambda: list(field.choices)
-    elif kind is bool:
+    kind = type(field.default)
+    choices = functools.partial(list, field.choices) if field.choices else None
+    if kind is bool:
         kind, choices = str, xyz_grid.boolean_choice(reverse=True)
 
     def value_of(x):

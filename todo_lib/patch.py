@@ -12,6 +12,7 @@ from todo_lib.report import Grid, Report
 from todo_lib.settings import Settings
 from todo_lib.unet import SpatialTransformer, spatial_transformers
 
+
 class Patch:
     """Context manager: while it is on, the U-Net's self-attentions see fewer keys and values.
 

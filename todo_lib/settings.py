@@ -148,7 +148,7 @@ class Settings:
         """
         if len(args) > len(FIELDS):
             raise SettingsError(f"ToDo: {len(args)} arguments are not allowed: there are {len(FIELDS)} settings")
-        values = {field.name: value for field, value in zip(FIELDS, args)}
+        values = {field.name: value for field, value in zip(FIELDS, args, strict=False)}
         if args and isinstance(args[0], Mapping):
             del values["enabled"]
             values.update(args[0])

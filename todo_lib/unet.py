@@ -52,7 +52,7 @@ def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     if hasattr(unet, "input_blocks"):
         after.append((unet.middle_block, halvings))
         decoder = getattr(unet, "output_blocks", ())
-        after.extend((block, n) for block, (_, n) in zip(decoder, reversed(after[:-1])))
+        after.extend((block, n) for block, (_, n) in zip(decoder, reversed(after[:-1]), strict=False))
     for block, n in after:
         for module in block.modules():
             if isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):

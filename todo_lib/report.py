@@ -29,11 +29,12 @@ class Report:
             f"depth {depth}: {_size(grid)} tokens, keys from {_size(kept)} ({_layers(names)})"
             for (depth, grid, kept), names in sorted(self.layers.items())
         ]
-        if parts:
-            parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps")
+        parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps" if parts else "nothing downsampled")
         if self.left:
             parts.append(f"{_layers(self.left)} left to another patch that tiles or merges their tokens")
-        return ", ".join(parts) or f"nothing downsampled, {self._reason()}"
+        elif not self.layers:
+            parts.append(self._reason())
+        return ", ".join(parts)
 
     def _reason(self) -> str:
         if not self.transformers:

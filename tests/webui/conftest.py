@@ -1,0 +1,81 @@
+"""Fixtures of the tests that run against a real WebUI: one server and one browser for the whole session.
+
+Without an installed WebUI every test here is skipped: `skipped: no WebUI`.
+"""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from browser import chromium, find_chromium, open_webui
+from client import Client
+from server import WebUI, find_webui, make_checkpoints
+
+HERE = Path(__file__).resolve().parent
+NO_WEBUI = "no WebUI"
+
+
+def is_ours(item):
+    return HERE in item.path.parents
+
+
+def pytest_collection_modifyitems(config, items):
+    if find_webui() is None:
+        for item in filter(is_ours, items):
+            item.add_marker(pytest.mark.skip(reason=NO_WEBUI))
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    if any(isinstance(report.longrepr, tuple) and report.longrepr[2] == f"Skipped: {NO_WEBUI}" for report in skipped):
+        terminalreporter.write_line(f"skipped: {NO_WEBUI}")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(request):
+    """The folder of the tiny checkpoints, kept from one test run to the next."""
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("webui-checkpoints") if cache else Path(tempfile.gettempdir()) / "sd-webui-todo-checkpoints"
+    return make_checkpoints(find_webui(), folder)
+
+
+@pytest.fixture(scope="session")
+def webui(checkpoints, tmp_path_factory):
+    """The running WebUI, with this extension and the probe."""
+    server = WebUI(find_webui(), tmp_path_factory.mktemp("webui") / "data", checkpoints)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(webui, request):
+    """A client of the WebUI, with the probe at rest. What the WebUI prints meanwhile is shown if the test fails."""
+    client = Client(webui.url)
+    client.post("/probe/reset")
+    request.node.webui_log = webui, webui.log_size()
+    return client
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.when == "call" and report.failed and hasattr(item, "webui_log"):
+        server, position = item.webui_log
+        report.sections.append(("WebUI log", server.log_since(position)[-20000:]))
+
+
+@pytest.fixture(scope="session")
+def browser(webui):
+    """A headless Chromium (playwright's Browser)."""
+    if find_chromium() is None:
+        pytest.skip("no Chromium")
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, client, webui, tmp_path):
+    """The WebUI's page, freshly loaded."""
+    with open_webui(browser, webui.url, tmp_path) as page:
+        yield page

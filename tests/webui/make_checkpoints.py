@@ -1,0 +1,353 @@
+# ruff: noqa: C408
+"""Write tiny random-weight checkpoints that the AUTOMATIC1111 WebUI loads as the real model types.
+
+  tiny, tinyb  SD1 (two seeds: base, and refiner / hires checkpoint)
+  tinyinp      SD1 inpainting (U-Net with 9 input channels)
+  tiny2v       SD2, v-prediction, OpenCLIP text encoder
+  tinyxl       SDXL base, CLIP + OpenCLIP text encoders
+  twin         two SD1 checkpoints, twin.safetensors and twin.ckpt, that share twin.yaml: the WebUI switches between
+               checkpoints with the same config by loading weights into the modules that it has, else it makes new ones
+
+The U-Nets keep the topology of the real ones (levels, attention places, blocks), only with few channels.
+Each other checkpoint is NAME.safetensors + NAME.yaml: the WebUI prefers a yaml lying beside the checkpoint.
+The yaml files name the text encoders' folder by its absolute path, so that folder has to stay.
+
+Run it with the WebUI's python:  make_checkpoints.py --webui WEBUI --out OUT [--encoders DIR]
+The folder OUT may be given to the WebUI with --ckpt-dir; the encoders' folder is OUT/tiny-encoders if not given.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+CLIP_WIDTH, OPENCLIP_WIDTH = 64, 96  # different on purpose: a mix-up of the two cannot load
+OPENCLIP = "tiny-openclip"  # the name under which the architecture is registered with open_clip
+
+
+def put(path: Path, write):
+    """Let write(path) fill the file aside, then replace it in one step: a running WebUI may have it open or mapped."""
+    part = path.with_suffix(".part")
+    write(part)
+    os.replace(part, path)
+
+
+def put_text(path: Path, text: str):
+    put(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_encoders(folder: Path):
+    """CLIP tokenizer + config for transformers, and an architecture file for open_clip (no weights)."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTextConfig
+
+    clip = folder / "clip"
+    clip.mkdir(parents=True, exist_ok=True)
+    bpe = SimpleTokenizer()  # CLIP's own vocabulary; only the two special tokens have other names there
+    special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {special.get(token, token): i for token, i in bpe.encoder.items()}
+    merges = [" ".join(pair) for pair in sorted(bpe.bpe_ranks, key=bpe.bpe_ranks.get)]
+    put_text(clip / "vocab.json", json.dumps(vocab, ensure_ascii=False))
+    put_text(clip / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    put_text(clip / "tokenizer_config.json", json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}))
+    put_text(
+        clip / "config.json",
+        CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=2 * CLIP_WIDTH,
+            projection_dim=CLIP_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        ).to_json_string(),
+    )
+
+    put_text(
+        folder / f"{OPENCLIP}.json",
+        json.dumps(
+            {
+                "embed_dim": OPENCLIP_WIDTH,
+                "text_cfg": {
+                    "context_length": 77,
+                    "vocab_size": len(vocab),
+                    "width": OPENCLIP_WIDTH,
+                    "heads": 4,
+                    "layers": 3,
+                },
+                "vision_cfg": {
+                    "image_size": 32,
+                    "patch_size": 32,
+                    "layers": 1,
+                    "width": 32,
+                    "head_width": 16,
+                },  # dropped on load
+            },
+            indent=1,
+        ),
+    )
+
+
+# ---- configs: one dict per model, dumped as its yaml and also used here to build the weights
+
+
+def node(target, **params):
+    return {"target": target, "params": params}
+
+
+def register_openclip(folder):
+    """open_clip builds only architectures that it knows by name, so the yaml itself has to register ours: this
+    node goes where a model builds something before its text encoder and never uses it for generation."""
+    return node("open_clip.add_model_config", path=str(folder / f"{OPENCLIP}.json"))
+
+
+def vae(target, loss):
+    return node(
+        target,
+        embed_dim=4,
+        lossconfig=loss,
+        ddconfig=dict(
+            double_z=True,
+            z_channels=4,
+            resolution=256,
+            in_channels=3,
+            out_ch=3,
+            ch=32,
+            ch_mult=[1, 2, 4, 4],
+            num_res_blocks=1,
+            attn_resolutions=[],
+            dropout=0.0,
+        ),
+    )
+
+
+def unet(target, **params):
+    return node(
+        target,
+        **{
+            **dict(
+                in_channels=4,
+                out_channels=4,
+                model_channels=32,
+                num_res_blocks=2,
+                attention_resolutions=[4, 2, 1],
+                channel_mult=[1, 2, 4, 4],
+                use_spatial_transformer=True,
+                use_checkpoint=False,
+                legacy=False,
+            ),
+            **params,
+        },
+    )
+
+
+def ldm_model(text, kind="LatentDiffusion", loss=None, unet_params=None, **params):
+    return node(
+        f"ldm.models.diffusion.ddpm.{kind}",
+        **{
+            **dict(
+                linear_start=0.00085,
+                linear_end=0.0120,
+                timesteps=1000,
+                first_stage_key="jpg",
+                cond_stage_key="txt",
+                image_size=64,
+                channels=4,
+                cond_stage_trainable=False,
+                conditioning_key="crossattn",
+                scale_factor=0.18215,
+                use_ema=False,
+                cond_stage_config=text,
+                unet_config=unet("ldm.modules.diffusionmodules.openaimodel.UNetModel", image_size=32, **unet_params),
+                first_stage_config=vae("ldm.models.autoencoder.AutoencoderKL", loss or node("torch.nn.Identity")),
+            ),
+            **params,
+        },
+    )
+
+
+def sd1(folder, in_channels=4, **params):
+    return ldm_model(
+        node("ldm.modules.encoders.modules.FrozenCLIPEmbedder", version=str(folder / "clip")),
+        unet_params=dict(in_channels=in_channels, num_heads=8, transformer_depth=1, context_dim=CLIP_WIDTH),
+        **params,
+    )
+
+
+def sd1_inpainting(folder):
+    return sd1(folder, in_channels=9, kind="LatentInpaintDiffusion", conditioning_key="hybrid", finetune_keys=None)
+
+
+def sd2_v(folder):
+    return ldm_model(
+        node("ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", arch=OPENCLIP, freeze=True, layer="penultimate"),
+        loss=register_openclip(folder),
+        parameterization="v",
+        unet_params=dict(
+            num_head_channels=16, use_linear_in_transformer=True, transformer_depth=1, context_dim=OPENCLIP_WIDTH
+        ),
+    )
+
+
+def sdxl(folder):
+    part, size_dim = "sgm.modules.diffusionmodules.", 256
+
+    def embedder(name, key, **params):
+        return dict(node(f"sgm.modules.encoders.modules.{name}", **params), is_trainable=False, input_key=key)
+
+    sizes = ["original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple"]
+    return node(
+        "sgm.models.diffusion.DiffusionEngine",
+        scale_factor=0.13025,
+        disable_first_stage_autocast=True,
+        network_config=unet(
+            part + "openaimodel.UNetModel",
+            attention_resolutions=[4, 2],
+            channel_mult=[1, 2, 4],
+            transformer_depth=[1, 2, 4],
+            num_head_channels=16,
+            use_linear_in_transformer=True,
+            spatial_transformer_attn_type="softmax-xformers",
+            context_dim=CLIP_WIDTH + OPENCLIP_WIDTH,
+            num_classes="sequential",
+            adm_in_channels=OPENCLIP_WIDTH + len(sizes) * 2 * size_dim,
+        ),
+        denoiser_config=node(
+            part + "denoiser.DiscreteDenoiser",
+            num_idx=1000,
+            weighting_config=node(part + "denoiser_weighting.EpsWeighting"),
+            scaling_config=node(part + "denoiser_scaling.EpsScaling"),
+            discretization_config=node(part + "discretizer.LegacyDDPMDiscretization"),
+        ),
+        sampler_config=register_openclip(folder),  # built before the conditioner; the WebUI has its own samplers
+        conditioner_config=node(
+            "sgm.modules.GeneralConditioner",
+            emb_models=[
+                embedder("FrozenCLIPEmbedder", "txt", version=str(folder / "clip"), layer="hidden", layer_idx=2),
+                embedder(
+                    "FrozenOpenCLIPEmbedder2",
+                    "txt",
+                    arch=OPENCLIP,
+                    freeze=True,
+                    layer="penultimate",
+                    always_return_pooled=True,
+                    legacy=False,
+                ),
+                *[embedder("ConcatTimestepEmbedderND", key, outdim=size_dim) for key in sizes],
+            ],
+        ),
+        first_stage_config=vae("sgm.models.autoencoder.AutoencoderKLInferenceWrapper", node("torch.nn.Identity")),
+    )
+
+
+# How the weights are drawn.
+#   fill    std for the layers that an untrained U-Net leaves at zero (its output would be zero)
+#   gain    factor on the self-attentions' query and key weights
+#   offset  added to the text encoders' hidden states and output: the WebUI rescales every prompt by mean / (mean after
+#           emphasis), and fresh layer norms leave a mean of zero up to rounding: noise, or 0/0 and a NaN image
+# Drawn plainly, attention averages nearly evenly over all tokens and hardly enters the residual stream, so that even
+# dropping 3 of 4 keys hardly changes a pixel. Drawn like this it selects, and its result counts.
+DRAW = dict(fill=lambda weight: weight[0].numel() ** -0.5, gain=3.0, offset=0.1)
+
+# file: (config, seed, stored dtype)
+MODELS = {
+    "tiny.safetensors": (sd1, 0, torch.float32),
+    "tinyb.safetensors": (sd1, 1, torch.float32),
+    "tinyinp.safetensors": (sd1_inpainting, 2, torch.float32),
+    "tiny2v.safetensors": (sd2_v, 3, torch.float32),
+    "tinyxl.safetensors": (sdxl, 4, torch.float16),  # half the size, and how SDXL checkpoints usually come
+    "twin.safetensors": (sd1, 5, torch.float16),
+    "twin.ckpt": (sd1, 6, torch.float16),
+}
+
+
+# ---- weights
+
+
+def build(config):
+    module, name = config["target"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(**config["params"])
+
+
+def text_encoder(config, offset):
+    """The random-weight network inside an embedder, and the name that it has in checkpoints."""
+    if "OpenCLIP" in config["target"]:
+        import open_clip
+
+        name, model = "model.", open_clip.create_model(OPENCLIP)
+        del model.visual
+        position, norm = model.positional_embedding, model.ln_final
+    else:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        name, model = "transformer.", CLIPTextModel(CLIPTextConfig.from_pretrained(config["params"]["version"]))
+        position, norm = model.text_model.embeddings.position_embedding.weight, model.text_model.final_layer_norm
+    position += offset
+    norm.bias += offset
+    return name, model
+
+
+@torch.no_grad()
+def state_dict(model, seed, dtype):
+    torch.manual_seed(seed)
+    p = model["params"]
+    net = build(p.get("unet_config") or p["network_config"])
+    for name, weight in net.named_parameters():
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=DRAW["fill"](weight))
+        if ".attn1.to_q." in name or ".attn1.to_k." in name:
+            weight *= DRAW["gain"]
+    parts = {"model.diffusion_model.": net, "first_stage_model.": build(p["first_stage_config"])}
+    if "conditioner_config" in p:
+        build(p["sampler_config"])
+        texts = {
+            f"conditioner.embedders.{i}.": e for i, e in enumerate(p["conditioner_config"]["params"]["emb_models"])
+        }
+    else:
+        texts = {"cond_stage_model.": p["cond_stage_config"]}
+    for prefix, config in texts.items():
+        if config.get("input_key", "txt") == "txt":
+            inner, encoder = text_encoder(config, DRAW["offset"])
+            parts[prefix + inner] = encoder
+    tensors = {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
+    return {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--webui", type=Path, required=True, help="WebUI folder (its repositories/ are imported)")
+    parser.add_argument("--out", type=Path, required=True, help="where the checkpoints and yaml files go")
+    parser.add_argument("--encoders", type=Path, help="where the text encoders' tokenizer and configs go")
+    args = parser.parse_args()
+    for name in ("stable-diffusion-stability-ai", "generative-models"):
+        sys.path.insert(0, str(args.webui / "repositories" / name))
+    from safetensors.torch import save_file
+
+    folder = (args.encoders or args.out / "tiny-encoders").resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_encoders(folder)
+    for name, (config, *options) in MODELS.items():
+        model = config(folder)
+        with contextlib.redirect_stdout(io.StringIO()):  # the model classes print a line per layer
+            weights = state_dict(model, *options)
+        path = args.out / name
+        if path.suffix == ".ckpt":
+            put(path, functools.partial(torch.save, {"state_dict": weights}))
+        else:
+            put(path, functools.partial(save_file, weights))
+        put_text(path.with_suffix(".yaml"), yaml.safe_dump({"model": model}))
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""Test-only extension: says over HTTP what really happens inside the WebUI, without any help of the extension tested.
+
+While a recording runs or a fault is armed, plain hooks sit on the U-Net that the host is about to call. They only
+look: nothing that passes through them is changed, so pictures are the same with and without them. Nothing is hooked
+otherwise.
+
+Every route waits for the host's queue, so that it runs between generations and never beside one.
+"""
+
+import functools
+import json
+import os
+import sys
+import threading
+import weakref
+
+import torch
+from fastapi import Body
+from fastapi.responses import JSONResponse
+from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, shared
+from modules.call_queue import queue_lock
+
+
+class Probe:
+    def __init__(self):
+        self.handles = []
+        self.unet = None
+        self.denoiser = lambda: None  # a weak reference to that of the pass being sampled: each pass has its own
+        self.reset()
+
+    def reset(self):
+        self.detach()
+        self.recording = self.indices = self.fingerprints = False
+        self.fault, self.fired = None, False
+        self.forget()
+
+    def forget(self):
+        """Empty the record."""
+        self.calls, self.between, self.generations = [], [], []
+        self.row_sets = {}  # rows -> number: the same few sets of rows come again in every layer and step
+
+    # ---- hooks
+
+    def before_unet(self, params):
+        """The host is about to call the U-Net: after a refiner or hires checkpoint switch it may be another one."""
+        if not self.recording and self.fault is None:
+            return
+        denoiser = params.denoiser
+        if self.denoiser() is not denoiser:
+            self.denoiser, self.calls_of_pass = weakref.ref(denoiser), 0
+        self.place = {
+            "model": checkpoint_name(shared.sd_model),
+            "pass": pass_name(denoiser.p),
+            "iteration": denoiser.p.iteration,
+            "sampler": denoiser.sampler.config.name,
+            "step": denoiser.step,
+            "steps": denoiser.steps,
+            "total_steps": denoiser.total_steps,
+            "sampling_step": params.sampling_step,
+            "sampling_steps": params.total_sampling_steps,
+            "sigma": float(params.sigma.max()),
+        }
+        self.attach(shared.sd_model.model.diffusion_model)
+
+    def attach(self, unet):
+        if self.unet is unet:
+            return
+        self.detach()
+        self.unet = unet
+        self.handles.append(unet.register_forward_pre_hook(self.unet_called))
+        for name, transformer in unet.named_modules():
+            if not hasattr(transformer, "transformer_blocks"):
+                continue
+            self.handles.append(transformer.register_forward_pre_hook(self.transformer_called))
+            for i, block in enumerate(transformer.transformer_blocks):
+                self.attach_attention(f"{name}.transformer_blocks.{i}.attn1", block.attn1)
+
+    def attach_attention(self, name, attention):
+        self.handles.append(attention.register_forward_pre_hook(lambda module, args: self.attention_called(name)))
+        for key in ("to_q", "to_k", "to_v"):
+            self.handles.append(getattr(attention, key).register_forward_hook(functools.partial(self.projected, key)))
+        self.handles.append(attention.register_forward_hook(self.attention_returned))
+
+    def detach(self):
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.unet = [], None
+
+    def unet_called(self, module, args):
+        self.call = {**self.place, "call": self.calls_of_pass, "layers": []}
+        self.calls_of_pass += 1
+        if self.recording:
+            self.calls.append(self.call)
+        if not (self.fault and self.fault.get("inside")):
+            self.fire_fault()
+
+    def transformer_called(self, module, args):
+        self.grid = list(args[0].shape[-2:])
+
+    def attention_called(self, name):
+        self.layer = {"layer": name, "grid": self.grid}
+        self.inputs = {}
+
+    def projected(self, key, module, args, output):
+        """A projection of a self-attention has run: a forward hook sees what others' pre-hooks made of its input."""
+        tokens = args[0]
+        self.layer[key] = list(output.shape[:2])
+        self.inputs[key] = tokens
+        if key == "to_k" and self.fault and self.fault.get("inside"):
+            self.fire_fault()
+
+    def attention_returned(self, module, args, output):
+        if self.indices:
+            queries, keys, values = (self.inputs[key] for key in ("to_q", "to_k", "to_v"))
+            self.layer["key_rows"] = self.rows(queries, keys)
+            self.layer["value_rows"] = self.layer["key_rows"] if values is keys else self.rows(queries, values)
+        self.call["layers"].append(self.layer)
+        self.inputs = {}
+
+    def rows(self, queries, keys):
+        """Which query token each key token is an exact copy of, per batch entry (-1: of none), as a number of a set."""
+        found = []
+        if len(queries) == len(keys):
+            for entry, others in zip(queries.float().cpu().numpy(), keys.float().cpu().numpy(), strict=True):
+                index = {}
+                for i, token in enumerate(entry):
+                    index.setdefault(token.tobytes(), i)
+                rows = tuple(index.get(token.tobytes(), -1) for token in others)
+                if rows not in found:
+                    found.append(rows)
+        return self.row_sets.setdefault(tuple(found), len(self.row_sets))
+
+    # ---- faults
+
+    def fire_fault(self):
+        fault = self.fault
+        if fault is None or (fault["pass"], fault["call"]) != (self.call["pass"], self.call["call"]):
+            return
+        self.fault, self.fired = None, True
+        if fault["action"] == "raise":
+            raise RuntimeError("probe: injected fault")
+        {"interrupt": shared.state.interrupt, "skip": shared.state.skip}[fault["action"]]()
+
+    # ---- what scripts are told
+
+    def moment(self, name, p):
+        if self.recording and self.fingerprints:
+            self.between.append({"moment": name, "pass": pass_name(p), "leftovers": fingerprint(self.hook_ids())})
+
+    def generation_ended(self, p, processed):
+        self.fault = None  # one that has not fired by now must not hit a later generation
+        if self.recording:
+            self.generations.append(
+                {
+                    "comments": processed.comments,
+                    "infotexts": processed.infotexts,
+                    "not_json": [name for name, value in vars(p).items() if not survives_json(value)],
+                    "attributes": sorted(vars(p)),
+                }
+            )
+
+    def hook_ids(self):
+        return {handle.id for handle in self.handles}
+
+    # ---- routes
+
+    def start(self, indices, fingerprints):
+        self.forget()
+        self.recording, self.indices, self.fingerprints = True, indices, fingerprints
+
+    def stop(self):
+        self.recording = False
+        record = {
+            "calls": self.calls,
+            "row_sets": list(self.row_sets),
+            "between": self.between,
+            "generations": self.generations,
+        }
+        self.forget()
+        self.detach()
+        return record
+
+
+def checkpoint_name(model):
+    info = model.sd_checkpoint_info
+    return info.name if info.name_for_extra == "twin" else info.name_for_extra
+
+
+def pass_name(p):
+    return "hires" if getattr(p, "is_hr_pass", False) else "first"
+
+
+def survives_json(value):
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+# ---- leftovers
+
+
+def fingerprint(own_hooks=()):
+    """Everything that a patch could have left on models and classes, as text per place, to be compared for equality."""
+    found = {}
+    for model in {
+        id(m): m for m in [*sd_models.model_data.loaded_sd_models, shared.sd_model] if m is not None
+    }.values():
+        checkpoint = checkpoint_name(model)
+        for name, module in model.named_modules():
+            found[f"{checkpoint}: {name}"] = describe_module(module, own_hooks)
+    for cls in watched_classes():
+        for name, value in vars(cls).items():
+            if callable(value) or isinstance(value, (property, staticmethod, classmethod)):
+                found[f"{cls.__module__}.{cls.__qualname__}.{name}"] = label(value)
+    for module in watched_modules():
+        for name, value in vars(module).items():
+            if callable(value):
+                found[f"{module.__name__}.{name}"] = label(value)
+    for name, value in vars(torch.nn.modules.module).items():
+        if name.startswith("_global_") and isinstance(value, dict):
+            found[f"torch: {name}"] = describe_hooks(value, own_hooks)
+    for name, callbacks in script_callbacks.callback_map.items():
+        found[f"callbacks: {name}"] = str(len(callbacks))
+    for sampler in sd_samplers.all_samplers:
+        found[f"sampler: {sampler.name}"] = f"{label(sampler.constructor)} {sampler.options}"
+    return found
+
+
+EMPTY = vars(torch.nn.Module())
+HOOKS = [name for name in EMPTY if "hooks" in name]
+
+
+def describe_module(module, own_hooks):
+    attributes = {name: value for name, value in vars(module).items() if name not in EMPTY}
+    parts = [f"{type(module).__module__}.{type(module).__qualname__}"]
+    parts += [name + (f"={label(value)}" if callable(value) else "") for name, value in sorted(attributes.items())]
+    for name in HOOKS:
+        hooks = describe_hooks(getattr(module, name, {}), own_hooks)
+        if hooks:
+            parts.append(f"{name}: {hooks}")
+    return " ".join(parts)
+
+
+def describe_hooks(hooks, own_hooks):
+    return ", ".join(f"{key}={label(hook)}" for key, hook in hooks.items() if key not in own_hooks)
+
+
+def label(value):
+    """What a callable is. Modules are told by their class, the rest by name and identity: wrapping changes both."""
+    if isinstance(value, torch.nn.Module):
+        return type(value).__qualname__
+    function = getattr(value, "__func__", value)  # a bound method is a new object at every look
+    return f"{getattr(function, '__qualname__', type(function).__qualname__)}@{id(function):x}"
+
+
+def watched_classes():
+    import ldm.modules.attention
+    import ldm.modules.diffusionmodules.openaimodel
+    import sgm.modules.attention
+    import sgm.modules.diffusionmodules.openaimodel
+    from modules import processing, sd_samplers_cfg_denoiser, sd_samplers_common
+    from modules import sd_samplers_kdiffusion as kdiffusion
+    from modules import sd_samplers_timesteps as timesteps
+
+    classes = [sd_samplers_common.Sampler, kdiffusion.KDiffusionSampler, timesteps.CompVisSampler]
+    classes += [sd_samplers_cfg_denoiser.CFGDenoiser, kdiffusion.CFGDenoiserKDiffusion, timesteps.CFGDenoiserTimesteps]
+    classes += [processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img]
+    classes += [processing.StableDiffusionProcessingImg2Img, torch.nn.Module, torch.nn.Linear]
+    for package in (ldm, sgm):
+        attention, openaimodel = package.modules.attention, package.modules.diffusionmodules.openaimodel
+        classes += [attention.CrossAttention, attention.BasicTransformerBlock, attention.SpatialTransformer]
+        classes += [openaimodel.UNetModel, openaimodel.TimestepEmbedSequential]
+    return classes
+
+
+def watched_modules():
+    import k_diffusion.sampling
+    from modules import sd_hijack_optimizations, sd_samplers_timesteps_impl
+
+    return [torch.nn.functional, k_diffusion.sampling, sd_samplers_timesteps_impl, sd_hijack_optimizations]
+
+
+# ---- what the host calls
+
+probe = Probe()
+
+
+class ProbeScript(scripts.Script):
+    def title(self):
+        return "Probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def before_hr(self, p, *args):
+        probe.moment("before hires", p)
+
+    def postprocess_batch(self, p, *args, **kwargs):
+        probe.moment("after sampling", p)
+
+    def postprocess(self, p, processed, *args):
+        probe.generation_ended(p, processed)
+
+
+def add_routes(demo, app):
+    def start(indices: bool = Body(False), fingerprints: bool = Body(False)):
+        with queue_lock:
+            probe.start(indices, fingerprints)
+
+    def record():
+        with queue_lock:
+            return JSONResponse(probe.stop())
+
+    def leftovers():
+        with queue_lock:
+            return JSONResponse(fingerprint(probe.hook_ids()))
+
+    def fault(options: dict = Body()):  # noqa: B008 (fastapi's way)
+        with queue_lock:
+            probe.fault, probe.fired = options, False
+
+    def fault_state():
+        with queue_lock:
+            return {"armed": probe.fault, "fired": probe.fired}
+
+    def reset_fault():
+        with queue_lock:
+            probe.fault = None
+
+    def reset():
+        with queue_lock:
+            probe.reset()
+
+    def optimizers():
+        """The names of the attention optimisations that run on this machine, as the option wants them."""
+        return [optimizer.title() for optimizer in sd_hijack.optimizers]
+
+    def xyz_axes():
+        """The labels of txt2img's X/Y/Z plot axes; the API wants their positions."""
+        scripts_of_tab = scripts.scripts_txt2img.selectable_scripts
+        plot = next(script for script in scripts_of_tab if script.title() == "X/Y/Z plot")
+        return [option.label for option in plot.current_axis_options]
+
+    for path, method, route in [
+        ("start", "POST", start),
+        ("record", "GET", record),
+        ("leftovers", "GET", leftovers),
+        ("fault", "POST", fault),
+        ("fault", "GET", fault_state),
+        ("reset_fault", "POST", reset_fault),
+        ("reset", "POST", reset),
+        ("optimizers", "GET", optimizers),
+        ("xyz_axes", "GET", xyz_axes),
+    ]:
+        app.add_api_route(f"/probe/{path}", route, methods=[method])
+
+
+def exit_with_stdin():
+    """End this WebUI when the test run at the other end of its standard input is gone, however that ended."""
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(1)
+
+
+if os.environ.get("PROBE_EXIT_WITH_STDIN"):
+    threading.Thread(target=exit_with_stdin, daemon=True).start()
+
+script_callbacks.on_app_started(add_routes)
+script_callbacks.on_cfg_denoiser(probe.before_unet)

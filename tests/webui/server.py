@@ -1,0 +1,179 @@
+"""Start and stop a real AUTOMATIC1111 WebUI that leaves no trace in its own folder."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import requests
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+MAKE_CHECKPOINTS = HERE / "make_checkpoints.py"
+WINDOWS = os.name == "nt"
+
+ARGUMENTS = [
+    "--skip-prepare-environment",  # the folder is installed already: download nothing
+    "--api",
+    "--use-cpu=all",
+    "--no-half",
+    "--opt-sdp-attention",
+    "--no-download-sd-model",
+    "--do-not-download-clip",
+    "--disable-console-progressbars",
+]
+# Where a setting differs from what a fresh WebUI has.
+SETTINGS = {
+    "auto_launch_browser": "Disable",
+    "sd_model_checkpoint": "tiny.safetensors",
+    "live_previews_enable": False,  # they decode pictures beside the sampling
+    "samples_save": False,
+    "grid_save": False,
+}
+
+
+def find_webui():
+    """The folder of an installed WebUI, WEBUI_DIR or the usual place, or None."""
+    root = Path(os.environ.get("WEBUI_DIR") or Path.home() / "stable-diffusion-webui").expanduser().resolve()
+    return root if (root / "launch.py").exists() and python_of(root).exists() else None
+
+
+def python_of(root):
+    """The Python that the WebUI's own launcher uses."""
+    return root / "venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+
+def make_checkpoints(root, cache):
+    """The folder of the tiny checkpoints, written on first use and kept in the cache.
+
+    Its name holds all that the files depend on; where it lies is part of that, because the configs point to it.
+    """
+    recipe = [MAKE_CHECKPOINTS.read_bytes(), str(cache).encode(), str(root).encode()]
+    folder = cache / hashlib.sha256(b"\0".join(recipe)).hexdigest()[:12]
+    done = folder / "complete"
+    if not done.exists():
+        shutil.rmtree(cache, ignore_errors=True)  # those of older recipes: 300 MB each
+        command = [str(python_of(root)), str(MAKE_CHECKPOINTS), "--webui", str(root), "--out", str(folder)]
+        made = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        if made.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
+        done.touch()
+    return folder
+
+
+def environment(**more):
+    """Our environment less what would lead the WebUI to other folders, options or packages."""
+    drop = ("COMMANDLINE_ARGS", "SD_WEBUI_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    # One thread: tiny layers gain nothing from more, and sums are always made in the same order.
+    return {**kept, **offline, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **more}
+
+
+class WebUI:
+    """A WebUI process with its data (extensions, settings, outputs, caches) in a folder of its own.
+
+    `extensions` maps names in its extensions/ folder to the folders to put there.
+    """
+
+    def __init__(self, root, data, checkpoints, extensions=None, arguments=(), settings=None):
+        self.root, self.data = root, data
+        self.log = data / "webui.log"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [str(python_of(root)), "launch.py", *ARGUMENTS, f"--port={self.port}", f"--data-dir={data}"]
+        self.command += [f"--ckpt-dir={checkpoints}", *arguments]
+        self.settings = {**SETTINGS, **(settings or {})}
+        if extensions is None:
+            extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe"}
+        self.extensions = extensions
+        self.process = None
+
+    def prepare(self):
+        (self.data / "extensions").mkdir(parents=True)
+        (self.data / "config.json").write_text(json.dumps(self.settings), encoding="utf-8")
+        for name, source in self.extensions.items():
+            place_extension(source, self.data / "extensions" / name)
+        # What SDXL previews are decoded with would be downloaded. That of SD1 has the same shape.
+        approx = self.data / "models" / "VAE-approx"
+        approx.mkdir(parents=True)
+        for name in ("model.pt", "vaeapprox-sdxl.pt"):
+            shutil.copyfile(self.root / "models" / "VAE-approx" / "model.pt", approx / name)
+
+    def start(self, timeout=300):
+        if not self.data.exists():
+            self.prepare()
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if WINDOWS else {"start_new_session": True}
+        env = environment(PROBE_EXIT_WITH_STDIN="1", GRADIO_TEMP_DIR=str(self.data / "tmp"))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.root,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                **group,
+            )
+        try:
+            self.wait(timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self, timeout):
+        """Return when the WebUI answers. A request before it says that it has started would stop it half-way."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"The WebUI ended with status {self.process.returncode}:\n{self.log_tail()}")
+            if "Startup time:" in self.log_tail():
+                return requests.get(f"{self.url}/sdapi/v1/options", timeout=60).raise_for_status()
+            time.sleep(0.25)
+        raise RuntimeError(f"The WebUI did not answer within {timeout} s:\n{self.log_tail()}")
+
+    def stop(self):
+        """End it and all that it started; harmless where it runs no more."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        if WINDOWS:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.process.pid)], capture_output=True)
+        else:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(5)
+                    break
+        self.process.wait()
+
+    def log_size(self):
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_since(self, position):
+        with self.log.open("rb") as log:
+            log.seek(position)
+            return log.read().decode("utf-8", "replace")
+
+    def log_tail(self, size=6000):
+        return self.log_since(max(0, self.log_size() - size)) if self.log.exists() else "(no log)"
+
+
+def place_extension(source, target):
+    """A link, so that what is being worked on is what runs; a copy on Windows, which lets few users make links."""
+    if WINDOWS:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
+    else:
+        target.symlink_to(source, target_is_directory=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,189 @@
+"""Arguments of the API, the infotext, the comment, and X/Y/Z plots."""
+
+import numpy as np
+import pytest
+from client import RequestFailed, assert_keys
+
+BAD = [
+    ([True, 9], "factor", "9", "1 to 8"),
+    ([True, "2"], "factor", "'2'", "1 to 8"),
+    ([True, None], "factor", "None", "1 to 8"),
+    ([1], "enabled", "1", "true or false"),
+    ([True, 2, 2.5], "max_depth", "2.5", "1 to 4"),
+    ([True, 2, 5], "max_depth", "5", "1 to 4"),
+    ([True, 2, 1, -0.1], "start", "-0.1", "0 to 1"),
+    ([True, 2, 1, 0.6, 0.5], "end", "0.5", "start = 0.6"),
+    ([True, 2, 1, 0, 1, 0.5], "deeper_factor", "0.5", "1 to 8"),
+    ([True, 2, 1, 0, 1, 2, "second"], "passes", "'second'", "'both', 'first', 'hires'"),
+    ([True, 2, 1, 0, 1, 2, "both", "yes"], "auto", "'yes'", "true or false"),
+    ({"enabled": True, "facotr": 3}, "facotr", "3", "enabled, factor, max_depth"),
+    ({"enabled": True, "end": 2}, "end", "2", "0 to 1"),
+    ([False, 99], "factor", "99", "1 to 8"),
+]
+
+
+@pytest.mark.parametrize(("todo", "name", "value", "allowed"), BAD)
+def test_bad_values_fail_the_request(client, todo, name, value, allowed):
+    for generate in (client.txt2img, client.hires):
+        with client.recording() as record, pytest.raises(RequestFailed) as failure:
+            generate(todo)
+        assert failure.value.status == 422
+        assert all(text in failure.value.text for text in ("ToDo", name, value, allowed)), failure.value.text
+        assert record.attentions == []
+
+
+def test_bad_values_fail_img2img_and_the_next_request_works(client):
+    image = client.txt2img().image
+    with pytest.raises(RequestFailed, match="factor = 9 is not allowed"):
+        client.img2img(image, todo=[True, 9])
+    with client.recording() as record:
+        client.img2img(image, todo=[True, 4])
+    assert_keys(record, lambda a: 4 if a.depth == 1 else 1)
+
+
+def test_a_list_and_a_dictionary_say_the_same(client):
+    one = client.txt2img([True, 3, 2, 0, 0.8, 1.5])
+    other = client.txt2img({"enabled": True, "factor": 3, "max_depth": 2.0, "end": 0.8, "deeper_factor": 1.5})
+    assert np.array_equal(one.image, other.image) and one.infotext == other.infotext
+
+
+def test_missing_arguments_take_defaults(client):
+    assert np.array_equal(client.txt2img([True]).image, client.txt2img([True, 2, 1, 0, 1, 2, "both", False]).image)
+
+
+def test_the_script_is_listed(client):
+    assert "todo" in client.get("/sdapi/v1/scripts")["txt2img"]
+    info = [script for script in client.get("/sdapi/v1/script-info") if script["name"] == "todo"]
+    assert [script["is_img2img"] for script in info] == [False, True]
+    assert len(info[0]["args"]) == 8
+
+
+# ---- infotext
+
+
+INFOTEXTS = [
+    ([True], "ToDo factor: 2, ToDo max depth: 1"),
+    ([True, 2.5, 3], "ToDo factor: 2.5, ToDo max depth: 3, ToDo deeper factor: 2"),
+    (
+        [True, 4, 2, 0.1, 0.8, 3, "hires"],
+        "ToDo factor: 4, ToDo max depth: 2, ToDo start: 0.1, ToDo end: 0.8, ToDo deeper factor: 3, ToDo passes: hires",
+    ),
+    ({"enabled": True, "auto": True, "max_depth": 2}, "ToDo factor: auto, ToDo max depth: 2"),
+]
+
+
+@pytest.mark.parametrize(("todo", "text"), INFOTEXTS)
+def test_infotext_restores_the_settings(client, todo, text):
+    # Without hires fix: there the host itself refuses what its own infotext says of the hires sampler.
+    made = client.txt2img(todo)
+    assert text + ", " in made.infotext
+    again = client.txt2img(infotext=made.infotext)
+    assert again.infotext == made.infotext
+    assert np.array_equal(again.image, made.image)
+
+
+def test_nothing_is_written_when_off(client):
+    assert "ToDo" not in client.txt2img([False, 3]).infotext
+
+
+def test_infotext_without_todo_switches_it_off(client):
+    made = client.txt2img()
+    assert np.array_equal(client.txt2img(infotext=made.infotext).image, made.image)
+
+
+def test_infotext_of_the_other_extension(client):
+    text = client.txt2img().infotext + ", ToDo factor: 2.0, ToDo factor2: 1.5, ToDo disable after: 0.5"
+    with client.recording() as record:
+        made = client.txt2img(infotext=text)
+    assert "ToDo factor: 2, ToDo max depth: 2, ToDo end: 0.5, ToDo deeper factor: 1.5" in made.infotext
+    assert_keys(record, lambda a: {1: 2, 2: 1.5}.get(a.depth, 1) if a.step < 2 else 1)
+
+
+def test_bad_infotext_fails_the_request(client):
+    text = client.txt2img().infotext
+    for bad in ("ToDo factor: 99", "ToDo factor: many", "ToDo factor: 2, ToDo max depth: 2.5"):
+        with pytest.raises(RequestFailed, match="is not allowed"):
+            client.txt2img(infotext=f"{text}, {bad}")
+
+
+# ---- comment
+
+
+def comment(client, todo, generate="txt2img", **request):
+    with client.recording() as record:
+        getattr(client, generate)(todo, **request)
+    lines = record.generations[-1]["comments"].splitlines()
+    ours = [line for line in lines if line.startswith("ToDo")]
+    assert len(ours) <= 1
+    return ours[0] if ours else None
+
+
+def test_comments(client):
+    assert comment(client, None) is None
+    assert comment(client, [False]) is None
+    assert comment(client, [True]) == "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), 4 of 4 steps"
+    assert comment(client, [True, 2, 2, 0, 0.5], n_iter=2) == (
+        "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), depth 2: 8x4 tokens, keys from 4x2 (5 layers), "
+        "2 of 4 steps"
+    )
+    assert comment(client, [True], "hires") == (
+        "ToDo: first pass: depth 1: 8x8 tokens, keys from 4x4 (5 layers), 4 of 4 steps; "
+        "hires pass: depth 1: 16x16 tokens, keys from 8x8 (5 layers), 3 of 3 steps"
+    )
+    assert "first pass: left dense, because passes = hires; hires pass: depth 1" in comment(
+        client, {"enabled": True, "passes": "hires"}, "hires"
+    )
+    assert "factor is 1 at this size" in comment(client, {"enabled": True, "auto": True})
+    assert "no sampling step is between start and end" in comment(client, [True, 2, 1, 0.9])
+
+
+# ---- X/Y/Z
+
+
+def plot(client, axes, todo=None, **request):
+    """An X/Y/Z plot with the given (axis label, values) pairs, values as text; returns its recorded pictures' keys."""
+    options = [name for name in client.get("/probe/xyz_axes") if name is not None]
+    args = []
+    for label, values in (*axes, *[("Nothing", "")] * (3 - len(axes))):
+        args += [options.index(label), values, []]
+    args += [True, False, False, False, False, False, False, 0, True]
+    with client.recording() as record:
+        result = client.txt2img(todo, script_name="x/y/z plot", script_args=args, **request)
+    return result, record
+
+
+def test_axes_are_there(client):
+    names = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Auto"]
+    assert {f"[ToDo] {name}" for name in names} <= set(client.get("/probe/xyz_axes"))
+
+
+def test_axes_act(client):
+    _, record = plot(client, [("[ToDo] Factor", "1.5, 2, 4"), ("[ToDo] Enabled", "False, True")], [False], steps=1)
+    keys = [{a.keys for a in call} for call in calls_at_depth_1(record)]
+    assert keys == [{128}] * 3 + [{5 * 10}, {32}, {8}]
+    _, record = plot(
+        client, [("[ToDo] Max depth", "1, 2"), ("[ToDo] Deeper factor", "2, 3")], {"enabled": True}, steps=1
+    )
+    assert [{a.keys for a in record.attentions[i * 16 : i * 16 + 16] if a.depth == 2} for i in range(4)] == [
+        {32}, {8}, {32}, {2},
+    ]  # fmt: skip
+
+
+def calls_at_depth_1(record):
+    return [[a for a in record.attentions[i : i + 16] if a.depth == 1] for i in range(0, len(record.attentions), 16)]
+
+
+def test_axes_do_not_leak_into_other_cells(client):
+    _, record = plot(client, [("[ToDo] End", "0.5, 1"), ("[ToDo] Enabled", "True, False")])
+    infotexts = [generation["infotexts"][0] for generation in record.generations]
+    assert ["ToDo end: 0.5" in text for text in infotexts] == [True, False, False, False]
+    assert ["ToDo factor" in text for text in infotexts] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("label", "values"),
+    [("Factor", "2, 9"), ("Max depth", "0"), ("Passes", "both, all"), ("Enabled", "maybe"), ("End", "1.5")],
+)
+def test_axes_reject_bad_values_before_anything_runs(client, label, values):
+    with pytest.raises(RequestFailed, match="is not allowed"):
+        plot(client, [(f"[ToDo] {label}", values)], [True])

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import sys
 
 import gradio as gr
@@ -157,12 +158,15 @@ class _Pass:
             return len(schedule["sigmas"]) - 1
         if "timesteps" in schedule:  # every timestep is the start of a step, but only UniPC starts one from the last
             return len(schedule["timesteps"]) - (self.sampler.config.name != "UniPC")
-        return schedule.get("n")
+        if "sigma_max" in schedule and "n" not in schedule:
+            return None
+        return schedule.get("n", self.denoiser.steps)
 
     def position(self):
         """i / n of the current step; where n is not known beforehand, how far between first and last timestep."""
         if self.steps is None:
-            return (self.first_timestep - self.timestep) / (self.first_timestep - self.last_timestep)
+            way = (self.first_timestep - self.timestep) / ((self.first_timestep - self.last_timestep) or 1)
+            return min(max(0.0, way), math.nextafter(1, 0))  # rounding can put the ends a hair outside
         calls = self.denoiser.step
         if self.sampler.config.name == "PLMS":  # two calls in its first step, one in all others
             step = max(0, calls - 1)

@@ -20,7 +20,9 @@ def _axis(xyz_grid, index, field):
         kind, choices = str, xyz_grid.boolean_choice(reverse=True)
 
     def value_of(x):
-        return {"True": True, "False": False}.get(x, x) if isinstance(field.default, bool) else x
+        if isinstance(field.default, bool):
+            return {"True": True, "False": False}.get(x, x)
+        return round(x, 8) if isinstance(x, float) else x  # as the host writes it beside the plot: 0.1 + 0.2 is 0.3
 
     def confirm(p, xs):
         for x in xs:

@@ -1,0 +1,211 @@
+"""The extension in the stand-in of the WebUI, and what the tests need to run jobs there and to watch them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from tests.todo_lib.unets import CONTEXT_DIM, SD1, attentions, make_unet
+
+HOST = Path(__file__).parent / "host"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [
+    HOST / "scripts" / "before.py",
+    HOST / "scripts" / "xyz_grid.py",
+    ROOT / "scripts" / "todo.py",
+    ROOT / "scripts" / "todo_xyz.py",
+    HOST / "scripts" / "witness.py",
+]
+NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "auto"]
+DEFAULTS = [False, 2.0, 1, 0.0, 1.0, 2.0, "both", False]
+
+# Small and quick, with two token grids: three self-attentions at the latent's own size, one at half of it.
+LAYOUT = {**SD1, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": [1]}
+TOP = ["input_blocks.1.1.transformer_blocks.0.attn1", "output_blocks.2.1.transformer_blocks.0.attn1"]
+TOP += ["output_blocks.3.1.transformer_blocks.0.attn1"]
+DEEP = "middle_block.1.transformer_blocks.0.attn1"
+
+
+class Short(SimpleNamespace):
+    """Does not fill pages when a test fails."""
+
+    __repr__ = object.__repr__
+
+
+@contextlib.contextmanager
+def importable(host: SimpleNamespace) -> Iterator[None]:
+    """Let imports find the stand-in's `modules`, and afterwards have forgotten it, and its scripts' own todo_lib."""
+
+    def ours():
+        return {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] in ("modules", "todo_lib")}
+
+    def exchange(modules):
+        found = ours()
+        for name in found:
+            del sys.modules[name]
+        sys.modules.update(modules)
+        return found
+
+    others, path = exchange(host.imported), sys.path[:]
+    sys.path.insert(0, str(HOST))
+    try:
+        yield
+    finally:
+        host.imported = exchange(others)
+        sys.path[:] = path
+
+
+def start_host() -> SimpleNamespace:
+    """The stand-in's modules by their names, its page built with the extension's scripts."""
+    host = Short(imported={})
+    names = ["api", "errors", "infotext_utils", "processing", "script_callbacks", "scripts", "sd_models", "sd_samplers"]
+    with importable(host):
+        for name in [*names, "shared", "ui"]:
+            setattr(host, name, importlib.import_module(f"modules.{name}"))
+    reload_ui(host)
+    return host
+
+
+def reload_ui(host: SimpleNamespace) -> None:
+    """Run the scripts and build the page, anew if they are there already."""
+    with importable(host):
+        host.page = host.ui.create_ui([str(path) for path in SCRIPTS])
+    assert host.errors.reported == []
+    loaded = {Path(data.path).name: data.module for data in host.scripts.scripts_data}
+    host.todo, host.xyz, host.witness = loaded["todo.py"], loaded["xyz_grid.py"], loaded["witness.py"]
+    host.Api = host.api.Api()
+
+
+def make_model(host: SimpleNamespace, name: str, seed: int = 0, **layout):
+    return host.sd_models.SDModel(name, make_unet(seed, **{**LAYOUT, **layout}), CONTEXT_DIM)
+
+
+class Call(Short):
+    """One call of a U-Net: the model's name, the batch, the latent's size, and the keys of each self-attention."""
+
+    @property
+    def queries(self) -> int:
+        return self.size[0] * self.size[1]
+
+    @property
+    def top(self) -> int:
+        """How many keys the self-attentions of the largest grid had."""
+        (keys,) = {self.keys[name] for name in TOP}
+        return keys
+
+    @property
+    def down(self) -> bool:
+        return self.top < self.queries
+
+
+@contextlib.contextmanager
+def recording(*models) -> Iterator[list[Call]]:
+    """Note every call of the models' U-Nets, counting keys and values behind their projections."""
+    calls: list[Call] = []
+    handles = []
+
+    def begin(name):
+        def hook(module, args):
+            calls.append(Call(model=name, batch=len(args[0]), size=tuple(args[0].shape[-2:]), keys={}, values={}))
+
+        return hook
+
+    def count(part, name):
+        def hook(module, args, output):
+            getattr(calls[-1], part)[name] = output.shape[1]
+
+        return hook
+
+    for model in models:
+        unet = model.model.diffusion_model
+        handles.append(unet.register_forward_pre_hook(begin(model.name)))
+        for name, attn in attentions(unet).items():
+            handles.append(attn.to_k.register_forward_hook(count("keys", name)))
+            handles.append(attn.to_v.register_forward_hook(count("values", name)))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert all(call.keys == call.values for call in calls)
+
+
+class Job(Short):
+    """What a job did: its processing object, result, calls of U-Nets and text under the picture."""
+
+    @property
+    def down(self) -> list[bool]:
+        """Which calls of the U-Net were downsampled at the largest grid."""
+        return [call.down for call in self.calls]
+
+    @property
+    def image(self) -> torch.Tensor:
+        return torch.stack(self.result.images)
+
+    @property
+    def comments(self) -> list[str]:
+        return self.result.comments.splitlines()
+
+    @property
+    def comment(self) -> str:
+        """The one line of this extension."""
+        (line,) = [line for line in self.comments if "ToDo" in line]
+        assert line.startswith("ToDo: ")
+        return line
+
+    @property
+    def params(self) -> dict:
+        """What the infotext says of this extension."""
+        return {key: value for key, value in self.parsed.items() if "ToDo" in key}
+
+
+def positional(settings: dict) -> list:
+    return [settings.get(name, default) for name, default in zip(NAMES, DEFAULTS, strict=True)]
+
+
+class Runner:
+    """Runs jobs in the host; `todo` are the settings, {} for those of a fresh page, None for no scripts at all."""
+
+    def __init__(self, host, models):
+        self.host = host
+        self.models = models
+        self.fields = {}  # of API requests, where they do not say otherwise
+
+    def prepare(self, tab, todo, **fields):
+        p = self.host.ui.JOBS[tab](**fields)
+        if todo is not None:
+            p.scripts = self.host.ui.runners()[tab]
+            script = p.scripts.script("ToDo")
+            p.script_args = list(self.host.Api.defaults[tab])
+            p.script_args[script.args_from : script.args_to] = positional(todo)
+            p.script_args = tuple(p.script_args)
+        self.host.shared.state.begin()
+        return p
+
+    def __call__(self, tab, todo, **fields) -> Job:
+        p = self.prepare(tab, todo, **fields)
+        with recording(*self.models) as calls:
+            result = self.host.processing.process_images(p)
+        parsed = self.host.infotext_utils.parse_generation_parameters(result.info)
+        return Job(p=p, result=result, calls=calls, parsed=parsed)
+
+    def txt2img(self, todo=None, **fields) -> Job:
+        """With ToDo on, and the given settings."""
+        return self("txt2img", {"enabled": True, **(todo or {})}, **fields)
+
+    def img2img(self, todo=None, **fields) -> Job:
+        return self("img2img", {"enabled": True, **(todo or {})}, **fields)
+
+    def post(self, tab, args=None, **request):
+        """An API request. Returns the status, the body and the calls of the U-Nets."""
+        if args is not None:
+            request["alwayson_scripts"] = {"ToDo": {"args": args}}
+        with recording(*self.models) as calls:
+            status, body = self.host.Api.post(tab, {**self.fields, **request})
+        return SimpleNamespace(status=status, body=body, calls=calls)

@@ -1,0 +1,139 @@
+"""Jobs: what is asked for, and the loop that makes pictures of it. A picture here is its latent."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from modules import sd_models, sd_samplers, shared
+from modules.infotext_utils import create_infotext
+from modules.shared import state
+
+
+@dataclass(repr=False)
+class StableDiffusionProcessing:
+    prompt: str = "a"
+    seed: int = 1
+    steps: int = 4
+    width: int = 32
+    height: int = 32
+    batch_size: int = 1
+    n_iter: int = 1
+    cfg_scale: float = 2.0
+    sampler_name: str = "Euler"
+    denoising_strength: float = 0.75
+    refiner: Any = None
+    refiner_switch_at: float = 0.5
+    extra_generation_params: dict = field(default_factory=dict)
+    comments: dict = field(default_factory=dict, init=False)
+    sampler: Any = field(default=None, init=False)
+    scripts: Any = field(default=None, init=False)
+    script_args: Any = field(default=(), init=False)
+    is_hr_pass: bool = field(default=False, init=False)
+
+    def comment(self, text):
+        self.comments[text] = 1
+
+    def noise(self, seeds, size):
+        return torch.stack([torch.randn(4, *size, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def conds(self, seeds):
+        return [shared.sd_model.embed(prompt, len(seeds)) for prompt in (self.prompt, "")]
+
+    def before_sampling(self, x, noise, conds):
+        if self.scripts is not None:
+            self.scripts.process_before_every_sampling(self, x=x, noise=noise, c=conds[0], uc=conds[1])
+
+    def init(self):
+        pass
+
+    def close(self):
+        self.sampler = None
+
+
+@dataclass(repr=False)
+class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    enable_hr: bool = False
+    hr_scale: float = 2.0
+    hr_second_pass_steps: int = 0
+    hr_sampler_name: str | None = None
+    hr_checkpoint: Any = None
+    firstpass_image: Any = None
+
+    def sample(self, seeds):
+        self.sampler = sd_samplers.create_sampler(self.sampler_name)
+        if self.firstpass_image is not None and self.enable_hr:
+            samples = self.firstpass_image
+        else:
+            x, conds = self.noise(seeds, (self.height // 8, self.width // 8)), self.conds(seeds)
+            self.before_sampling(x, x, conds)
+            samples = self.sampler.sample(self, x, *conds)
+            if not self.enable_hr:
+                return samples
+        sd_models.load(self.hr_checkpoint)
+        return self.sample_hr_pass(samples, seeds)
+
+    def sample_hr_pass(self, samples, seeds):
+        if state.interrupted:
+            return samples
+        self.is_hr_pass = True
+        self.sampler = sd_samplers.create_sampler(self.hr_sampler_name or self.sampler_name)
+        size = [int(side * self.hr_scale) // 8 for side in (self.height, self.width)]
+        samples = torch.nn.functional.interpolate(samples, size=size, mode="bilinear")
+        noise, conds = self.noise(seeds, size), self.conds(seeds)
+        if self.scripts is not None:
+            self.scripts.before_hr(self)
+        self.before_sampling(samples, noise, conds)
+        samples = self.sampler.sample_img2img(
+            self, samples, noise, *conds, steps=self.hr_second_pass_steps or self.steps
+        )
+        self.sampler = None
+        self.is_hr_pass = False
+        return samples
+
+
+@dataclass(repr=False)
+class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
+    def init(self):
+        self.sampler = sd_samplers.create_sampler(self.sampler_name)
+        self.init_latent = self.noise([1000] * self.batch_size, (self.height // 8, self.width // 8))
+
+    def sample(self, seeds):
+        noise, conds = self.noise(seeds, self.init_latent.shape[2:]), self.conds(seeds)
+        self.before_sampling(self.init_latent, noise, conds)
+        return self.sampler.sample_img2img(self, self.init_latent, noise, *conds)
+
+
+class Processed:
+    def __init__(self, p, images, infotexts):
+        self.images = images
+        self.infotexts = infotexts
+        self.info = infotexts[0]
+        self.comments = "".join(f"{comment}\n" for comment in p.comments)
+        self.extra_generation_params = p.extra_generation_params
+
+
+@torch.no_grad()
+def process_images(p):
+    sd_models.load()
+    if p.scripts is not None:
+        p.scripts.process(p)
+    images, infotexts = [], []
+    p.init()
+    for n in range(p.n_iter):
+        state.skipped = False
+        if state.interrupted:
+            break
+        sd_models.load()
+        first = n * p.batch_size
+        seeds = [p.seed + i for i in range(first, first + p.batch_size)]
+        if p.scripts is not None:
+            p.scripts.process_batch(p, batch_number=n, seeds=seeds)
+        samples = p.sample(seeds)
+        if p.scripts is not None:
+            p.scripts.postprocess_batch(p, images=samples, batch_number=n)
+        images += samples
+        infotexts += [create_infotext(p)] * len(samples)
+    result = Processed(p, images, infotexts or [create_infotext(p)])
+    if p.scripts is not None:
+        p.scripts.postprocess(p, result)
+    return result

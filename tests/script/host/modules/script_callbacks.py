@@ -1,0 +1,45 @@
+"""Callbacks that scripts register while they are loaded. What they raise is swallowed."""
+
+from modules import errors
+
+_before_ui = []
+_cfg_denoiser = []
+_all = [_before_ui, _cfg_denoiser]
+
+
+class CFGDenoiserParams:
+    def __init__(self, x, sigma, sampling_step, total_sampling_steps, denoiser):
+        self.x = x
+        self.sigma = sigma
+        self.sampling_step = sampling_step
+        self.total_sampling_steps = total_sampling_steps
+        self.denoiser = denoiser
+
+
+def clear_callbacks():
+    for callbacks in _all:
+        callbacks.clear()
+
+
+def _call(callbacks, *args):
+    for callback in callbacks:
+        try:
+            callback(*args)
+        except Exception:
+            errors.report(f"Error executing {callback}")
+
+
+def on_before_ui(callback):
+    _before_ui.append(callback)
+
+
+def before_ui_callback():
+    _call(reversed(_before_ui))
+
+
+def on_cfg_denoiser(callback):
+    _cfg_denoiser.append(callback)
+
+
+def cfg_denoiser_callback(params):
+    _call(_cfg_denoiser, params)

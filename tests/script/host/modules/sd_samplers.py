@@ -1,0 +1,294 @@
+"""Samplers: how often each calls the model in a step, and with which arguments it is told its schedule."""
+
+import inspect
+from collections import namedtuple
+
+import torch
+from modules import script_callbacks, shared
+from modules.shared import opts, state
+
+
+class InterruptedException(BaseException):
+    pass
+
+
+# ---- the model as samplers see it
+
+
+class SigmaDenoiser:
+    def __init__(self, model):
+        self.inner_model = model
+        self.sigmas = ((1 - model.alphas_cumprod) / model.alphas_cumprod) ** 0.5
+        self.quantize = opts.enable_quantization
+
+    def sigma_to_t(self, sigma):
+        logs, log = self.sigmas.log(), sigma.log()
+        if self.quantize:
+            return (log[:, None] - logs).abs().argmin(1)
+        low = (torch.searchsorted(logs, log) - 1).clamp(0, len(logs) - 2)
+        return low + ((log - logs[low]) / (logs[low + 1] - logs[low])).clamp(0, 1)
+
+    def get_sigmas(self, steps):
+        t = torch.linspace(999, 0, steps).round().long()
+        return torch.cat([self.sigmas[t], torch.zeros(1)])
+
+    def __call__(self, x, sigma, cond):
+        wide = sigma[:, None, None, None]
+        return x - wide * self.inner_model.apply_model(x / (wide**2 + 1) ** 0.5, self.sigma_to_t(sigma), cond)
+
+
+class TimestepDenoiser:
+    def __init__(self, model):
+        self.inner_model = model
+
+    def __call__(self, x, t, cond):
+        return self.inner_model.apply_model(x, t, cond)
+
+
+class CFGDenoiser:
+    def __init__(self, sampler, wrap):
+        self.sampler = sampler
+        self.wrap = wrap
+        self.model_wrap = None
+        self.p = None
+        self.steps = self.total_steps = None
+        self.step = 0
+
+    @property
+    def inner_model(self):
+        if self.model_wrap is None:
+            self.model_wrap = self.wrap(shared.sd_model)
+        return self.model_wrap
+
+    def switch_to_refiner(self):
+        p = self.p
+        if p.refiner is None or shared.sd_model is p.refiner or self.step / self.total_steps < p.refiner_switch_at:
+            return
+        shared.sd_model = p.refiner
+        self.model_wrap = None
+
+    def __call__(self, x, sigma, cond, uncond, cond_scale):
+        if state.interrupted or state.skipped:
+            raise InterruptedException
+        self.switch_to_refiner()
+        params = script_callbacks.CFGDenoiserParams(
+            torch.cat([x, x]), torch.cat([sigma, sigma]), state.sampling_step, state.sampling_steps, self
+        )
+        script_callbacks.cfg_denoiser_callback(params)
+        conds = torch.cat([cond, uncond])
+        size = len(conds) if opts.batch_cond_uncond else len(x)
+        parts = zip(params.x.split(size), params.sigma.split(size), conds.split(size), strict=True)
+        good, bad = torch.cat([self.inner_model(*part) for part in parts]).chunk(2)
+        self.sampler.last_latent = good
+        self.step += 1
+        return bad + (good - bad) * cond_scale
+
+
+# ---- sampling
+
+
+def _calls(model, x, extra_args):
+    """The model as a function of x and one sigma or timestep."""
+    return lambda x, t: model(x, torch.as_tensor(t).float() * torch.ones(len(x)), **extra_args)
+
+
+def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    denoise = _calls(model, x, extra_args)
+    for i in range(len(sigmas) - 1):
+        denoised = denoise(x, sigmas[i])
+        callback({"i": i})
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def heun(model, x, sigmas, extra_args=None, callback=None, disable=None, s_churn=0.0):
+    denoise = _calls(model, x, extra_args)
+    for i in range(len(sigmas) - 1):
+        slope = (x - denoise(x, sigmas[i])) / sigmas[i]
+        callback({"i": i})
+        ahead = x + slope * (sigmas[i + 1] - sigmas[i])
+        if sigmas[i + 1] > 0:
+            slope = (slope + (ahead - denoise(ahead, sigmas[i + 1])) / sigmas[i + 1]) / 2
+            ahead = x + slope * (sigmas[i + 1] - sigmas[i])
+        x = ahead
+    return x
+
+
+def dpm_fast(model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, disable=None):
+    """n calls in groups of three, of which only the first is reported."""
+    denoise = _calls(model, x, extra_args)
+    sigmas = torch.linspace(float(sigma_max) ** 0.5, float(sigma_min) ** 0.5, n + 1) ** 2
+    for i in range(n):
+        denoised = denoise(x, sigmas[i])
+        if i % 3 == 0:
+            callback({"i": i // 3})
+        x = denoised + (x - denoised) * (sigmas[i + 1] / sigmas[i])
+    return x
+
+
+def dpm_adaptive(model, x, sigma_min, sigma_max, extra_args=None, callback=None, disable=None):
+    """Steps of three calls in -log(sigma), from sigma_max to sigma_min, as wide as it goes; the second one fails."""
+    denoise = _calls(model, x, extra_args)
+    s, end = -torch.as_tensor(sigma_max).log(), -torch.as_tensor(sigma_min).log()
+    width, steps = 2, 0
+    while s < end - 1e-5:
+        t = torch.minimum(end, s + width)
+        ahead = x
+        for third in range(3):
+            a, b = (torch.exp(-(s + (t - s) * part / 3)) for part in (third, third + 1))
+            denoised = denoise(ahead, a)
+            ahead = denoised + (ahead - denoised) * (b / a)
+        steps += 1
+        width = width / 2 if steps == 2 else width * 2
+        if steps != 2:
+            x, s = ahead, t
+        callback({"i": steps - 1})
+    return x
+
+
+def _ddim_step(alphas, x, eps, t, t_next):
+    a, b = alphas[int(t)], alphas[int(t_next)]
+    return b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+
+
+def ddim(model, x, timesteps, extra_args=None, callback=None, disable=None, eta=0.0):
+    predict = _calls(model, x, extra_args)
+    alphas = model.inner_model.inner_model.alphas_cumprod
+    for i, index in enumerate(range(len(timesteps) - 1, 0, -1)):
+        eps = predict(x, timesteps[index])
+        x = _ddim_step(alphas, x, eps, timesteps[index], timesteps[index - 1])
+        callback({"i": i})
+    return x
+
+
+def plms(model, x, timesteps, extra_args=None, callback=None, disable=None):
+    predict = _calls(model, x, extra_args)
+    alphas = model.inner_model.inner_model.alphas_cumprod
+    before = None
+    for i, index in enumerate(range(len(timesteps) - 1, 0, -1)):
+        t, t_next = timesteps[index], timesteps[index - 1]
+        eps = predict(x, t)
+        if before is None:
+            mixed = (eps + predict(_ddim_step(alphas, x, eps, t, t_next), t_next)) / 2
+        else:
+            mixed = (3 * eps - before) / 2
+        before = eps
+        x = _ddim_step(alphas, x, mixed, t, t_next)
+        callback({"i": i})
+    return x
+
+
+def unipc(model, x, timesteps, extra_args=None, callback=None, disable=None, is_img2img=False):
+    """As many steps as timesteps, on a grid of its own from the start (the last timestep of img2img) to the end."""
+    predict = _calls(model, x, extra_args)
+    alphas = model.inner_model.inner_model.alphas_cumprod
+    grid = torch.linspace(float(timesteps[-1]) if is_img2img else 999, 0, len(timesteps) + 1)
+    for i in range(len(timesteps)):
+        x = _ddim_step(alphas, x, predict(x, grid[i]), grid[i], grid[i + 1])
+        callback({"i": i})
+    return x
+
+
+class SamplerConfig(namedtuple("SamplerConfig", "name func uses options")):
+    def total_steps(self, steps):
+        return steps * 2 if self.options.get("second_order") else steps
+
+
+samplers = [
+    SamplerConfig("Euler", euler, "sigmas", {}),
+    SamplerConfig("Heun", heun, "sigmas", {"second_order": True}),
+    SamplerConfig("DPM fast", dpm_fast, "sigmas", {}),
+    SamplerConfig("DPM adaptive", dpm_adaptive, "sigmas", {}),
+    SamplerConfig("DDIM", ddim, "timesteps", {}),
+    SamplerConfig("PLMS", plms, "timesteps", {}),
+    SamplerConfig("UniPC", unipc, "timesteps", {}),
+]
+
+
+def create_sampler(name):
+    config = next(config for config in samplers if config.name == name)
+    return (SigmaSampler if config.uses == "sigmas" else TimestepSampler)(config)
+
+
+class Sampler:
+    wrap = None
+
+    def __init__(self, config):
+        self.config = config
+        self.func = config.func
+        self.model_wrap_cfg = CFGDenoiser(self, self.wrap)
+        self.model_wrap = self.model_wrap_cfg.inner_model
+        self.last_latent = None
+
+    def callback_state(self, info):
+        state.sampling_step = info["i"]
+
+    def launch_sampling(self, steps, func):
+        self.model_wrap_cfg.steps = steps
+        self.model_wrap_cfg.total_steps = self.config.total_steps(steps)
+        state.sampling_steps = steps
+        state.sampling_step = 0
+        try:
+            return func()
+        except (RecursionError, InterruptedException):
+            return self.last_latent
+
+    def run(self, p, x, cond, uncond, steps, **schedule):
+        """Hand the sampling function what it has parameters for."""
+        self.model_wrap_cfg.p = p
+        self.model_wrap_cfg.step = 0
+        parameters = inspect.signature(self.func).parameters
+        schedule = {name: value for name, value in schedule.items() if name in parameters}
+        self.last_latent = x
+        extra_args = {"cond": cond, "uncond": uncond, "cond_scale": p.cfg_scale}
+        return self.launch_sampling(
+            steps,
+            lambda: self.func(
+                self.model_wrap_cfg, x, extra_args=extra_args, disable=False, callback=self.callback_state, **schedule
+            ),
+        )
+
+
+class SigmaSampler(Sampler):
+    wrap = SigmaDenoiser
+
+    def sample(self, p, x, cond, uncond):
+        sigmas = self.model_wrap.get_sigmas(p.steps)
+        smallest, largest = self.model_wrap.sigmas[0].item(), self.model_wrap.sigmas[-1].item()
+        return self.run(
+            p, x * sigmas[0], cond, uncond, p.steps, sigmas=sigmas, n=p.steps, sigma_min=smallest, sigma_max=largest
+        )
+
+    def sample_img2img(self, p, x, noise, cond, uncond, steps=None):
+        steps, last = img2img_steps(p, steps)
+        sigmas = self.model_wrap.get_sigmas(steps)[steps - last - 1 :]
+        schedule = {"sigmas": sigmas, "n": len(sigmas) - 1, "sigma_min": sigmas[-2], "sigma_max": sigmas[0]}
+        return self.run(p, x + noise * sigmas[0], cond, uncond, last + 1, **schedule, sigma_sched=sigmas)
+
+
+class TimestepSampler(Sampler):
+    wrap = TimestepDenoiser
+
+    def timesteps(self, steps):
+        return torch.arange(0, 1000, 1000 // steps).add(1).clamp(0, 999)
+
+    def sample(self, p, x, cond, uncond):
+        return self.run(p, x, cond, uncond, p.steps, timesteps=self.timesteps(p.steps))
+
+    def sample_img2img(self, p, x, noise, cond, uncond, steps=None):
+        steps, last = img2img_steps(p, steps)
+        timesteps = self.timesteps(steps)
+        a = shared.sd_model.alphas_cumprod[timesteps[last]]
+        x = x * a.sqrt() + noise * (1 - a).sqrt()
+        return self.run(p, x, cond, uncond, last + 1, timesteps=timesteps[:last], is_img2img=True)
+
+
+def img2img_steps(p, steps=None):
+    """Steps of the whole schedule, and the index of the one to start from, counted from the end.
+
+    By default the steps asked for are shortened to the denoising strength; the hires pass makes all of its own ones.
+    """
+    strength = min(p.denoising_strength, 0.999)
+    if steps is None:
+        return p.steps, int(strength * p.steps)
+    return int(steps / strength) if strength > 0 else 0, steps - 1

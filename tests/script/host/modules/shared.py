@@ -1,0 +1,19 @@
+"""State that the whole host shares."""
+
+from types import SimpleNamespace
+
+sd_model = None  # the model that is loaded now
+checkpoint = None  # the model that is selected, to which the host comes back after a refiner
+
+
+class State:
+    def begin(self):
+        self.interrupted = self.skipped = False
+        self.sampling_step = self.sampling_steps = 0
+
+
+state = State()
+state.begin()
+
+OPTIONS = {"batch_cond_uncond": True, "enable_quantization": False}
+opts = SimpleNamespace(**OPTIONS)

@@ -1,0 +1,264 @@
+"""What people are told: one line under the picture, the same in the log at debug level, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from tests.script.extension import DEEP, TOP, make_model
+from tests.script.others import merging, tiles
+
+NOTHING = "nothing"
+
+
+@pytest.fixture
+def unet(host):
+    return host.base.model.diffusion_model
+
+
+class Transformer(nn.Module):
+    """In the manner of SD3: no U-Net, and attention over picture and prompt together."""
+
+    def __init__(self):
+        super().__init__()
+        self.joint_blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1)])
+
+    def forward(self, x, timesteps, context):
+        return self.joint_blocks[0](x)
+
+
+def without_attention(host, kind):
+    """A model without any spatial transformer: a U-Net all the same, or something else."""
+    model = make_model(host, kind, use_spatial_transformer=False, context_dim=None, attention_resolutions=[])
+    if kind == "transformer":
+        model.model.diffusion_model = Transformer()
+    return model
+
+
+# ---- what was done
+
+
+def test_done(run):
+    comment = run.txt2img(width=64, height=64).comment
+    assert comment == "ToDo: depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"
+
+
+def test_width_comes_first(run):
+    """As everywhere in the host."""
+    comment = run.txt2img(width=96, height=32, steps=1).comment
+    assert "12x4 tokens, keys from 6x2" in comment
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Heun", "PLMS", "DDIM", "UniPC", "DPM fast"])
+def test_steps_are_sampling_steps(run, sampler):
+    comment = run.txt2img({"end": 0.5}, sampler_name=sampler, steps=4).comment
+    assert ("2 of 3 steps" if sampler in ("PLMS", "DDIM") else "2 of 4 steps") in comment
+
+
+def test_every_depth_is_told(run):
+    comment = run.txt2img({"max_depth": 2, "deeper_factor": 4}, width=64, height=64).comment
+    assert "depth 1: 8x8 tokens, keys from 4x4 (3 layers)" in comment
+    assert "depth 2: 4x4 tokens, keys from 1x1 (1 layer)" in comment
+
+
+def test_each_pass_is_told(run):
+    job = run.txt2img({"end": 0.5}, enable_hr=True, steps=4, hr_second_pass_steps=6)
+    first, hires = job.comment.split("; ")
+    assert first.startswith("ToDo: first pass: ") and hires.startswith("hires pass: ")
+    assert "4x4 tokens, keys from 2x2" in first and "2 of 4 steps" in first
+    assert "8x8 tokens, keys from 4x4" in hires and "3 of 6 steps" in hires
+
+
+def test_refiner(host, run):
+    """The layers of both models, not their sum."""
+    comment = run.txt2img(refiner=host.other).comment
+    assert "(3 layers), 4 of 4 steps" in comment
+
+
+# ---- why nothing was done
+
+
+@pytest.mark.parametrize("settings", [{"end": 0}, {"start": 1}, {"start": 0.5, "end": 0.5}, {"start": 0.8}])
+def test_no_step_in_range(run, settings):
+    comment = run.txt2img(settings).comment
+    assert NOTHING in comment and "step" in comment and "start" in comment and "end" in comment
+
+
+@pytest.mark.parametrize("settings", [{"factor": 1}, {"auto": True}, {"factor": 1, "max_depth": 2, "deeper_factor": 1}])
+def test_factor_one(run, settings):
+    job = run.txt2img(settings)
+    assert NOTHING in job.comment and "factor is 1" in job.comment
+    assert job.down == [False] * 4
+
+
+@pytest.mark.parametrize(("passes", "left"), [("first", "hires"), ("hires", "first")])
+def test_a_pass_left_out(run, passes, left):
+    parts = run.txt2img({"passes": passes}, enable_hr=True).comment.removeprefix("ToDo: ").split("; ")
+    told = dict(part.split(" pass: ") for part in parts)
+    assert "dense" in told[left] and f"passes = {passes}" in told[left]
+    assert "3 layers" in told[passes]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ldm")
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+def test_a_model_without_self_attention(host, run, kind):
+    """There is nothing to do, and nothing fails."""
+    host.shared.checkpoint = without_attention(host, kind)
+    run.models = []
+    job = run.txt2img()
+    assert "no U-Net self-attention" in job.comment
+    assert torch.equal(job.image, run("txt2img", None).image)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ldm")
+def test_a_refiner_without_self_attention(host, run):
+    job = run.txt2img(refiner=without_attention(host, "unet"))
+    assert job.down == [True] * 2
+    assert "3 layers" in job.comment
+
+
+def test_no_step_at_all(run):
+    """DDIM makes none of a very weak img2img."""
+    job = run.img2img(sampler_name="DDIM", denoising_strength=0.1)
+    assert job.calls == []
+    assert NOTHING in job.comment
+
+
+# ---- layers left to another patch
+
+
+def test_tiles_keep_their_own_keys(run, unet):
+    """All layers of depth 1 are tiled: with ToDo the picture is the same to the bit, and the comment says why."""
+    with tiles(unet, TOP):
+        without, job = run("txt2img", None), run.txt2img()
+    assert torch.equal(job.image, without.image)
+    assert "3 layers left to another patch" in job.comment and "tile" in job.comment
+    assert not torch.equal(without.image, run("txt2img", None).image), "the tiles did nothing"
+
+
+def test_merged_tokens_keep_their_own_keys(run, unet):
+    with merging(unet, TOP):
+        without, job = run("txt2img", None), run.txt2img()
+    assert torch.equal(job.image, without.image)
+    assert "3 layers left to another patch" in job.comment and "merge" in job.comment
+    assert not torch.equal(without.image, run("txt2img", None).image), "the merging did nothing"
+
+
+@pytest.mark.parametrize("other", [tiles, merging])
+def test_some_layers_are_left(run, unet, other):
+    with other(unet, TOP[:1]):
+        job = run.txt2img(width=64, height=64)
+    assert [{name: call.keys[name] for name in TOP} for call in job.calls] == [
+        {TOP[0]: 32 if other is merging else 16, TOP[1]: 16, TOP[2]: 16}
+    ] * 4
+    assert "keys from 4x4 (2 layers)" in job.comment
+    assert "1 layer left to another patch" in job.comment
+
+
+def test_tiled_layers_project_their_own_tiles(run, unet):
+    """Where other layers are downsampled at the same time, too, a tile's keys and values come from that tile."""
+    seen = []
+    attn = unet.get_submodule(TOP[1])
+
+    def look(module, args, output):
+        seen.append(args[0])
+
+    handles = [layer.register_forward_hook(look) for layer in (attn.to_k, attn.to_v)]
+    with tiles(unet, [TOP[1]], rows=4, columns=2) as handed:
+        job = run.txt2img({"max_depth": 2})
+    for handle in handles:
+        handle.remove()
+    assert len(handed) == 4 and len(seen) == 8
+    assert all(torch.equal(seen[2 * i], tile) and torch.equal(seen[2 * i + 1], tile) for i, tile in enumerate(handed))
+    assert [call.keys[TOP[0]] for call in job.calls] == [4] * 4
+
+
+def test_deeper_layers_are_downsampled_below_tiled_ones(run, unet):
+    with tiles(unet, TOP):
+        job = run.txt2img({"max_depth": 2}, width=64, height=64)
+    assert [call.keys[DEEP] for call in job.calls] == [4] * 4
+    assert "depth 2: 4x4 tokens, keys from 2x2 (1 layer)" in job.comment
+    assert "3 layers left to another patch" in job.comment
+
+
+def test_one_tile_is_the_whole_grid(run, unet):
+    """As HyperTile leaves a small picture."""
+    plain = run.txt2img()
+    with tiles(unet, TOP, rows=1, columns=1):
+        job = run.txt2img()
+    assert torch.equal(job.image, plain.image)
+    assert job.comment == plain.comment
+
+
+# ---- one line
+
+
+def test_one_line_for_a_job(run):
+    for job in (
+        run.txt2img(n_iter=3, steps=2),
+        run.txt2img(n_iter=2, steps=2, enable_hr=True),
+        run.img2img(n_iter=2, batch_size=2, steps=2),
+        run.txt2img({"passes": "first"}, n_iter=2, steps=2, enable_hr=True),
+        run.txt2img({"end": 0}, steps=2),
+    ):
+        assert len(job.comments) == 1
+        assert job.comment
+
+
+def test_no_line_when_switched_off(run):
+    assert run("txt2img", {"factor": 3}).comments == []
+
+
+def test_comments_of_others_stay(host, run, watch):
+    def comment(moment, subject):
+        if moment == "process":
+            subject.comment("Another extension: todo later")
+        if moment == "postprocess_batch":
+            subject.comment("Another one")
+
+    with watch(comment):
+        job = run.txt2img(n_iter=2, steps=2)
+    assert sorted(job.comments) == sorted(["Another extension: todo later", "Another one", job.comment])
+
+
+def test_a_job_that_is_run_again(host, run):
+    """Some scripts run one job several times, and may change it in between."""
+    p = run.prepare("txt2img", {"enabled": True}, enable_hr=True)
+    host.processing.process_images(p)
+    p.enable_hr = False
+    p.width = p.height = 64
+    comments = host.processing.process_images(p).comments.splitlines()
+    assert comments == ["ToDo: depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"]
+    p.script_args = host.Api.defaults["txt2img"]
+    assert host.processing.process_images(p).comments == ""
+
+
+def test_an_interrupted_job(host, run, watch):
+    def interrupt(moment, subject):
+        if moment == "cfg_denoiser" and subject.denoiser.step == 1:
+            host.shared.state.interrupted = True
+
+    with watch(interrupt):
+        job = run.txt2img(enable_hr=True)
+    assert re.fullmatch(r"ToDo: first pass: .*\(3 layers\), 2 of [24] steps", job.comment)
+
+
+def test_the_log_has_the_same(run, caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        job = run.txt2img(enable_hr=True, steps=1)
+    records = [record for record in caplog.records if "ToDo" in record.getMessage() or record.name == "ToDo"]
+    assert {record.levelno for record in records} == {logging.DEBUG}
+    assert records[-1].getMessage() == job.comment
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_printed(run, caplog, capfd):
+    """At the host's usual level there is nothing in the log either."""
+    run.txt2img(enable_hr=True, steps=1)
+    run("txt2img", {}, steps=1)
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,384 @@
+"""The patch is there for the sampling of a pass and no longer, however that ends; switched off, it never is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.script.extension import DEEP, make_model, recording
+from tests.todo_lib.unets import state
+
+JOBS = {
+    "txt2img": ("txt2img", {}),
+    "hires": ("txt2img", {"enable_hr": True}),
+    "img2img": ("img2img", {"n_iter": 2}),
+    "Heun": ("txt2img", {"sampler_name": "Heun"}),
+    "DDIM": ("txt2img", {"sampler_name": "DDIM", "batch_size": 2}),
+    "UniPC": ("img2img", {"sampler_name": "UniPC"}),
+}
+
+
+def hooked(model):
+    """Names of the modules of a U-Net that have any hook."""
+    return {
+        name
+        for name, module in model.model.diffusion_model.named_modules()
+        if any(value for key, value in vars(module).items() if "hooks" in key)
+    }
+
+
+class Watcher:
+    """Notes at every moment of a job: (moment, the sampler's function, its own function, hooked modules by model)."""
+
+    def __init__(self, *models):
+        self.models = models
+        self.seen = []
+        self.samplers = []
+
+    def __call__(self, moment, subject):
+        sampler = subject.denoiser.sampler if moment == "cfg_denoiser" else subject.sampler
+        if sampler is not None and sampler not in self.samplers:
+            self.samplers.append(sampler)
+        func = sampler and (sampler.func, sampler.config.func)
+        self.seen.append((moment, func, {model.name: hooked(model) for model in self.models}))
+
+    def __getitem__(self, moment):
+        return [(func, hooks) for seen, func, hooks in self.seen if seen == moment]
+
+    def funcs_are_restored(self):
+        return all(sampler.func is sampler.config.func for sampler in self.samplers)
+
+
+@pytest.fixture
+def watcher(host, watch):
+    watcher = Watcher(host.base, host.other)
+    with watch(watcher):
+        yield watcher
+
+
+# ---- switched off
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_switched_off_nothing_is_touched(host, run, watcher, job):
+    tab, fields = JOBS[job]
+    before = [state(model.model.diffusion_model) for model in run.models]
+    host.processing.process_images(run.prepare(tab, {}, **fields))
+    assert len(watcher.seen) > 6
+    for _, func, hooks in watcher.seen:
+        assert func is None or func[0] is func[1]
+        assert not any(hooks.values())
+    assert [state(model.model.diffusion_model) for model in run.models] == before
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_switched_off_pictures_are_the_same_to_the_bit(run, job):
+    tab, fields = JOBS[job]
+    without, on, off = (run(tab, todo, **fields) for todo in (None, {"enabled": True}, {"factor": 4, "auto": True}))
+    assert torch.equal(off.image, without.image)
+    assert off.result.infotexts == without.result.infotexts
+    assert off.comments == []
+    assert not torch.equal(on.image, without.image), "this job would not show it"
+
+
+def test_a_pass_left_out_is_the_same_to_the_bit(run):
+    """And so is one without a step in the range."""
+    without = run("txt2img", None, enable_hr=True)
+    job = run.txt2img({"passes": "hires", "end": 0}, enable_hr=True)
+    assert torch.equal(job.image, without.image)
+
+
+def test_no_hook_in_a_pass_left_out(host, run, watcher):
+    host.processing.process_images(run.prepare("txt2img", {"enabled": True, "passes": "hires"}, enable_hr=True))
+    moments = watcher["cfg_denoiser"]
+    assert [bool(hooks["base"]) for _, hooks in moments] == [False] * 4 + [True] * 4
+    first, hires = watcher["process_before_every_sampling"]
+    assert first[0][0] is first[0][1]
+    assert hires[0][0] is not hires[0][1]
+
+
+# ---- switched on
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_installed_for_the_sampling_alone(host, run, watcher, job):
+    tab, fields = JOBS[job]
+    host.processing.process_images(run.prepare(tab, {"enabled": True}, **fields))
+    for moment in ("process", "process_batch", "process_before_every_sampling", "postprocess_batch", "postprocess"):
+        assert watcher[moment]
+        assert not any(hooks["base"] for _, hooks in watcher[moment]), moment
+    assert all(hooks["base"] for _, hooks in watcher["cfg_denoiser"])
+    assert all(func[0] is func[1] for func, _ in watcher["cfg_denoiser"] + watcher["postprocess_batch"] if func)
+    assert watcher.funcs_are_restored()
+
+
+def test_only_layers_within_max_depth_are_touched(host, run, watcher):
+    host.processing.process_images(run.prepare("txt2img", {"enabled": True}, steps=1))
+    ((_, hooks),) = watcher["cfg_denoiser"]
+    assert DEEP + ".to_k" not in hooks["base"]
+    assert hooks["other"] == set()
+
+
+def test_an_exception_in_another_script_is_no_concern(host, run, watch, swallowed):
+    def fail(moment, subject):
+        raise ZeroDivisionError(moment)
+
+    with watch(fail):
+        job = run.txt2img()
+    assert job.down == [True] * 4
+    assert {type(error) for _, error in swallowed()} == {ZeroDivisionError}
+
+
+# ---- ends of a sampling
+
+
+class Broken(Exception):
+    pass
+
+
+def break_at(host, on_exit, call, error):
+    """Let the middle of the U-Net raise at some call of the job, after hooks have done half of their work."""
+    block = host.base.model.diffusion_model.middle_block
+    calls = []
+
+    def raise_error(module, args):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return None
+
+    handle = block.register_forward_pre_hook(raise_error)
+    on_exit.callback(handle.remove)
+
+
+@pytest.fixture
+def on_exit():
+    """Has `callback(function)`: called when the test ends."""
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize(("sampler", "call"), [("Euler", 1), ("Euler", 3), ("Euler", 6), ("DPM adaptive", 7)])
+def test_an_exception_while_sampling(host, run, watcher, on_exit, sampler, call):
+    """In the first pass or in the hires pass: it comes through, and nothing is left."""
+    break_at(host, on_exit, call, Broken("broken"))
+    before = [state(model.model.diffusion_model) for model in run.models]
+    p = run.prepare("txt2img", {"enabled": True}, enable_hr=True, sampler_name=sampler)
+    with pytest.raises(Broken):
+        host.processing.process_images(p)
+    assert p.is_hr_pass is (call > 4 and sampler == "Euler")
+    assert [state(model.model.diffusion_model) for model in run.models] == before
+    assert watcher.funcs_are_restored()
+    assert host.todo._running is None
+
+
+def test_a_job_after_an_exception(host, run, on_exit):
+    good = run.txt2img().image
+    break_at(host, on_exit, 3, Broken("broken"))
+    with pytest.raises(Broken):
+        run.txt2img()
+    on_exit.close()
+    assert torch.equal(run.txt2img().image, good)
+
+
+def test_an_exception_through_the_api(host, run, on_exit, swallowed):
+    break_at(host, on_exit, 2, Broken("broken"))
+    answer = run.post("txt2img", [True])
+    assert (answer.status, answer.body["errors"]) == (500, "broken")
+    swallowed()
+    on_exit.close()
+    assert [call.down for call in run.post("txt2img", [True]).calls] == [True] * 4
+
+
+def test_an_error_that_the_host_takes_for_an_end(host, run, watcher, on_exit):
+    """The host answers a RecursionError with the last picture."""
+    break_at(host, on_exit, 3, RecursionError())
+    job = run.txt2img()
+    assert [call.down for call in job.calls[:2]] == [True, True]
+    assert len(job.calls) == 3
+    assert len(job.result.images) == 1
+    on_exit.close()
+    assert watcher.funcs_are_restored()
+    assert "3 of 3 steps" in job.comment
+
+
+@pytest.mark.parametrize(("at", "calls"), [(2, [2, 0]), (5, [4, 1])])
+@pytest.mark.parametrize("how", ["interrupted", "skipped"])
+def test_interrupt_and_skip(host, run, watch, watcher, how, at, calls):
+    """In either pass of hires fix. After an interruption the host makes no further pass; after a skip it does."""
+    count = []
+
+    def stop(moment, subject):
+        if moment == "cfg_denoiser":
+            count.append(1)
+            if len(count) == at:
+                setattr(host.shared.state, how, True)
+
+    before = [state(model.model.diffusion_model) for model in run.models]
+    p = run.prepare("txt2img", {"enabled": True}, enable_hr=True)
+    with watch(stop), recording(host.base) as recorded:
+        result = host.processing.process_images(p)
+    assert len(result.images) == 1
+    assert [len([call for call in recorded if call.size == size]) for size in ((4, 4), (8, 8))] == calls
+    assert all(call.down for call in recorded)
+    assert [state(model.model.diffusion_model) for model in run.models] == before
+    assert watcher.funcs_are_restored()
+    assert sum(line.startswith("ToDo: ") for line in result.comments.splitlines()) == 1
+
+
+def test_interrupt_between_batches(host, run, watch):
+    def stop(moment, subject):
+        if moment == "postprocess_batch":
+            host.shared.state.interrupted = True
+
+    with watch(stop):
+        job = run.txt2img(n_iter=3)
+    assert len(job.result.images) == 1
+    assert job.down == [True] * 4
+
+
+def test_interrupt_before_the_first_step(host, run, watch):
+    def stop(moment, subject):
+        if moment == "process_before_every_sampling":
+            host.shared.state.interrupted = True
+
+    with watch(stop):
+        job = run.txt2img()
+    assert job.calls == []
+    assert len(job.comment) > len("ToDo: ")
+
+
+def test_a_sampling_that_is_prepared_and_never_begins(host, run, watch, monkeypatch):
+    """img2img keeps one sampler: what was put on it for a batch that failed is not on it twice for the next."""
+    p = run.prepare("img2img", {"enabled": True, "end": 0.5})
+    p.init()
+    for _ in range(3):
+        p.before_sampling(None, None, (None, None))
+    wrapped = p.sampler.func
+    with recording(host.base) as calls:
+        host.processing.process_images(p)
+    assert [call.down for call in calls] == [True, True, False, False]
+    assert wrapped.__wrapped__ is p.sampler.config.func
+    assert p.sampler.func is p.sampler.config.func
+
+
+def test_many_jobs_leave_no_more_than_one(host, run):
+    before = [state(model.model.diffusion_model) for model in run.models]
+    for todo in ({"enabled": True}, {}, {"enabled": True, "passes": "first"}, {"enabled": True, "max_depth": 2}):
+        run("txt2img", todo, steps=1, enable_hr=True)
+    assert [state(model.model.diffusion_model) for model in run.models] == before
+
+
+# ---- other models
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Heun", "DPM adaptive", "PLMS"])
+def test_refiner(host, run, watcher, sampler):
+    """The host switches to another model in the middle of a pass: the patch goes with it."""
+    p = run.prepare("txt2img", {"enabled": True}, steps=6, sampler_name=sampler, refiner=host.other)
+    host.processing.process_images(p)
+    moments = watcher["cfg_denoiser"]
+    switched = [bool(hooks["other"]) for _, hooks in moments]
+    assert switched == sorted(switched) and {*switched} == {False, True}
+    for _, hooks in moments:
+        assert bool(hooks["base"]) is not bool(hooks["other"])
+    assert watcher.funcs_are_restored()
+    for moment in ("postprocess_batch", "postprocess"):
+        assert not any(any(hooks.values()) for _, hooks in watcher[moment])
+
+
+def test_refiner_works_with_fewer_keys(host, run):
+    job = run.txt2img({"start": 0.25, "end": 0.75}, refiner=host.other)
+    assert [(call.model, call.down) for call in job.calls] == [
+        ("base", False),
+        ("base", True),
+        ("other", True),
+        ("other", False),
+    ]
+
+
+def test_refiner_in_every_batch(host, run):
+    """Each batch begins with the selected checkpoint again."""
+    job = run.txt2img(refiner=host.other, n_iter=2)
+    assert [call.model for call in job.calls] == ["base", "base", "other", "other"] * 2
+    assert job.down == [True] * 8
+
+
+def test_refiner_of_another_architecture(host, run):
+    """One whose only self-attention is on half the grid: for it that is depth 1."""
+    refiner = make_model(host, "refiner", attention_resolutions=[])
+    with recording(refiner) as calls:
+        job = run.txt2img(refiner=refiner)
+    assert job.down == [True, True]
+    assert [call.keys for call in calls] == [{DEEP: 1}] * 2
+    assert hooked(refiner) == set()
+
+
+def test_an_exception_in_the_refiner(host, run, on_exit):
+    before = [state(model.model.diffusion_model) for model in run.models]
+    handle = host.other.model.diffusion_model.register_forward_pre_hook(lambda *_: 1 / 0)
+    on_exit.callback(handle.remove)
+    with pytest.raises(ZeroDivisionError):
+        run.txt2img(refiner=host.other)
+    on_exit.close()
+    assert [state(model.model.diffusion_model) for model in run.models] == before
+
+
+def test_another_checkpoint_for_the_next_job(host, run):
+    assert [call.model for call in run.txt2img().calls] == ["base"] * 4
+    host.shared.checkpoint = host.other
+    job = run.txt2img()
+    assert [(call.model, call.down) for call in job.calls] == [("other", True)] * 4
+
+
+def test_denoisers_of_others_are_no_concern(host, run, watch):
+    """Another extension may run a sampling of its own, with its own model, in the middle of a step."""
+    third = make_model(host, "third", seed=3)
+    seen = []
+
+    def sample_in_between(moment, params):
+        if moment != "cfg_denoiser" or params.denoiser.p.prompt == "inner" or seen:
+            return
+        p = host.processing.StableDiffusionProcessingTxt2Img(prompt="inner", steps=2)
+        model = host.shared.sd_model
+        host.shared.sd_model = third
+        sampler = host.sd_samplers.create_sampler("Euler")
+        with recording(third) as calls:
+            sampler.sample(p, torch.zeros(1, 4, 4, 4), *p.conds([1]))
+        seen.extend(call.down for call in calls)
+        host.shared.sd_model = model
+
+    with watch(sample_in_between):
+        job = run.txt2img()
+    assert seen == [False, False]
+    assert job.down == [True] * 4
+
+
+# ---- the processing object
+
+
+@pytest.mark.parametrize("fields", [{}, {"enable_hr": True}, {"sampler_name": "DPM adaptive"}])
+def test_what_is_put_on_the_job_is_json(host, run, fields):
+    """Other extensions write jobs to files."""
+    settings = {"enabled": True, "max_depth": 2, "start": 0.25, "passes": "both"}
+    before = vars(run("txt2img", {}, **fields).p)
+    job = run("txt2img", settings, **fields)
+    added = {
+        key: value
+        for key, value in vars(job.p).items()
+        if key not in before or (key not in ("script_args", "sampler", "scripts") and value != before[key])
+    }
+    assert "extra_generation_params" in added and "comments" in added
+    assert json.loads(json.dumps(added)) == added
+
+
+def test_switched_off_nothing_is_put_on_the_job(run):
+    without, off = vars(run("txt2img", None).p), vars(run("txt2img", {}).p)
+    hosts = {"script_args", "sampler", "scripts"}
+    assert off.keys() - hosts == without.keys() - hosts
+    for key in off.keys() - hosts:
+        assert off[key] == without[key], key

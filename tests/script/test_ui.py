@@ -1,0 +1,186 @@
+"""The accordion and its controls."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+
+import gradio as gr
+import pytest
+
+import todo_lib
+from tests.script.extension import DEFAULTS, NAMES, reload_ui
+
+TABS = ["txt2img", "img2img"]
+LABELS = [
+    "ToDo · Token Downsampling",
+    "Downsample factor",
+    "Max depth",
+    "Start step",
+    "End step",
+    "Deeper factor",
+    "Hires. fix passes",
+    "Auto factor",
+]
+RANGES = {  # minimum, maximum, step
+    "factor": (1, 8, 0.5),
+    "max_depth": (1, 4, 1),
+    "start": (0, 1, 0.05),
+    "end": (0, 1, 0.05),
+    "deeper_factor": (1, 8, 0.5),
+}
+
+
+@pytest.fixture(params=TABS)
+def tab(request):
+    return request.param
+
+
+@pytest.fixture
+def script(host, tab):
+    return host.ui.runners()[tab].script("ToDo")
+
+
+@pytest.fixture
+def controls(script):
+    return dict(zip(NAMES, script.controls, strict=True))
+
+
+def test_title_and_place(host, script, tab):
+    assert script.title() == "ToDo"
+    assert script.show(tab == "img2img") is host.scripts.AlwaysVisible
+    assert host.ui.runners()[tab].inputs[script.args_from : script.args_to] == script.controls
+    assert script.args_from == 3  # after the dropdown and another script's two controls
+
+
+def test_order_and_labels(script):
+    assert [control.label for control in script.controls] == LABELS
+
+
+def test_kinds(controls):
+    kinds = {name: control.get_block_name() for name, control in controls.items()}
+    assert kinds.pop("passes") == "radio"
+    assert [kinds.pop(name) for name in ("enabled", "auto")] == ["checkbox", "checkbox"]
+    assert set(kinds.values()) == {"slider"}
+    assert controls["passes"].choices in (["both", "first", "hires"], [(x, x) for x in ("both", "first", "hires")])
+
+
+def test_defaults_and_their_types(controls):
+    """The API casts what it reads from an infotext to the type of the control's value: an int would cut off halves."""
+    values = [control.value for control in controls.values()]
+    assert values == DEFAULTS
+    assert [type(value) for value in values] == [bool, float, int, float, float, float, str, bool]
+
+
+def test_ranges(controls):
+    sliders = {name: control for name, control in controls.items() if isinstance(control, gr.Slider)}
+    assert {name: (c.minimum, c.maximum, c.step) for name, c in sliders.items()} == RANGES
+
+
+def test_help(controls):
+    """One line for each control; the accordion's stands in it."""
+    infos = {name: control.info for name, control in controls.items() if name != "enabled"}
+    assert len(set(infos.values())) == 7
+    for name, info in infos.items():
+        assert info and "\n" not in info and len(info) < 120, name
+    accordion = controls["enabled"].accordion
+    assert [type(child) for child in accordion.children[:1]] == [gr.HTML]
+    assert accordion.children[0].value
+
+
+def test_accordion(host, controls):
+    """Its own checkbox is the switch, it begins closed, and all other controls are inside."""
+    enabled = controls["enabled"]
+    assert type(enabled).__name__ == "InputAccordion"
+    assert enabled.accordion.open is False
+
+    def blocks_in(block):
+        return [block, *(inner for child in getattr(block, "children", []) for inner in blocks_in(child))]
+
+    inside = {block._id for block in blocks_in(enabled.accordion)}
+    assert {control._id for name, control in controls.items() if name != "enabled"} <= inside
+
+
+def test_element_ids(controls, tab):
+    """They are part of the interface: other programs and styles find the controls by them."""
+    ids = {name: control.elem_id for name, control in controls.items()}
+    assert ids.pop("enabled") == f"script_{tab}_todo_enabled-checkbox"
+    assert controls["enabled"].accordion.elem_id == f"script_{tab}_todo_enabled"
+    assert ids == {name: f"script_{tab}_todo_{name}" for name in NAMES[1:]}
+
+
+def test_element_ids_are_unique_on_the_page(host):
+    ids = Counter(block.elem_id for block in host.page.blocks.values() if "todo" in str(block.elem_id))
+    assert len(ids) == 2 * 9
+    assert set(ids.values()) == {1}
+
+
+def test_the_page_can_be_sent_to_a_browser(host):
+    assert "script_txt2img_todo_factor" in json.dumps(host.page.get_config_file())
+
+
+def test_controls_can_be_made_again(script, tab):
+    """The host does, for the API's defaults."""
+    before = [(control.elem_id, control.value) for control in script.controls]
+    with gr.Blocks():
+        again = script.ui(tab == "img2img")
+    assert [(control.elem_id, control.value) for control in again] == before
+
+
+def test_each_control_is_restored_from_infotext(script, host, tab):
+    assert [field.component for field in host.infotext_utils.paste_fields[tab]] == script.controls
+    assert all(isinstance(field, host.infotext_utils.PasteField) for field in host.infotext_utils.paste_fields[tab])
+
+
+def test_a_fresh_page_makes_pictures_without_todo(host, run, tab):
+    values = list(host.Api.defaults[tab])
+    images, infotext, text = host.ui.generate(tab, values)
+    assert len(images) == 1
+    assert "ToDo" not in infotext + text
+
+
+def test_values_from_the_browser(host, tab):
+    """JSON knows no difference between 2 and 2.0."""
+    script = host.ui.runners()[tab].script("ToDo")
+    values = list(host.Api.defaults[tab])
+    sent = [True, 3, 2.0, 0, 1, 2, "both", False]
+    values[script.args_from : script.args_to] = [
+        control.preprocess(json.loads(json.dumps(value))) for control, value in zip(script.controls, sent, strict=True)
+    ]
+    _, infotext, text = host.ui.generate(tab, values)
+    assert "ToDo factor: 3, ToDo max depth: 2" in infotext
+    assert text.startswith("ToDo: ")
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_bad_values_are_told_in_the_browser(host, tab, swallowed):
+    """A number may be typed next to a slider."""
+    script = host.ui.runners()[tab].script("ToDo")
+    values = list(host.Api.defaults[tab])
+    values[script.args_from : script.args_to] = [True, 9, 1, 0, 1, 2, "both", False]
+    images, _, text = host.ui.generate(tab, values)
+    assert images == []
+    assert "factor = 9" in text and "from 1 to 8" in text
+    ((message, _),) = swallowed()
+    assert message == "Error completing request"
+
+
+def test_reload_ui(host, run):
+    """The scripts are run again, in whatever version they then are, and nothing of the former ones still acts."""
+    former = host.todo
+    reload_ui(host)
+    assert host.todo is not former
+    assert host.todo.Settings is not former.Settings, "todo_lib was not loaded anew"
+    assert host.todo.SettingsError is host.todo.Settings.from_args.__globals__["SettingsError"]
+    job = run.txt2img({"end": 0.5})
+    assert job.down == [True, True, False, False]
+    labels = [option.label for option in host.xyz.axis_options]
+    assert len(labels) == len(set(labels))
+
+
+def test_nothing_stays_importable(host):
+    """The stand-in is for these tests alone, and so is the copy of todo_lib that the scripts have loaded."""
+    assert not [name for name in sys.modules if name.partition(".")[0] == "modules"]
+    assert sys.modules["todo_lib"] is todo_lib
+    assert host.todo.FIELDS is not todo_lib.FIELDS

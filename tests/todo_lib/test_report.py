@@ -1,0 +1,122 @@
+"""What people are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.todo_lib.unets import attentions, call, patched
+from todo_lib import Report
+from todo_lib.unet import spatial_transformers
+
+
+def run(unet, size=(16, 16), steps=4, **chosen) -> Report:
+    position = 0.0
+    with patched(unet, progress=lambda: position, **chosen) as patch:
+        for i in range(steps):
+            position = i / steps
+            call(unet, size)
+    return patch.report
+
+
+def test_one_depth(sd1):
+    assert str(run(sd1, (16, 24))) == "depth 1: 24x16 tokens, keys from 12x8 (5 layers), 4 of 4 steps"
+
+
+def test_all_depths(sd1):
+    assert str(run(sd1, steps=1, factor=4, max_depth=4)) == (
+        "depth 1: 16x16 tokens, keys from 4x4 (5 layers), depth 2: 8x8 tokens, keys from 4x4 (5 layers), "
+        "depth 3: 4x4 tokens, keys from 2x2 (5 layers), depth 4: 2x2 tokens, keys from 1x1 (1 layer), 1 of 1 steps"
+    )
+
+
+def test_depth_1_of_sdxl_is_half_the_latent(sdxl):
+    assert str(run(sdxl, steps=1)) == "depth 1: 8x8 tokens, keys from 4x4 (10 layers), 1 of 1 steps"
+
+
+def test_steps_in_range(sd1):
+    assert str(run(sd1, (8, 8), start=0.25, end=0.75)).endswith(", 2 of 4 steps")
+
+
+def test_a_step_of_several_calls_counts_once(sd1):
+    with patched(sd1) as patch:
+        for _ in range(3):
+            call(sd1, (8, 8))
+    assert str(patch.report).endswith(", 1 of 1 steps")
+
+
+def test_several_sizes_in_one_pass(sd1):
+    with patched(sd1) as patch:
+        call(sd1, (8, 8))
+        call(sd1, (8, 16))
+    assert str(patch.report) == (
+        "depth 1: 8x8 tokens, keys from 4x4 (5 layers), depth 1: 16x8 tokens, keys from 8x4 (5 layers), 1 of 1 steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ({"factor": 1}, "nothing downsampled, the factor is 1 at this size"),
+        ({"auto": True}, "nothing downsampled, the factor is 1 at this size"),
+        ({"end": 0}, "nothing downsampled, no sampling step is between start and end"),
+        ({"start": 1}, "nothing downsampled, no sampling step is between start and end"),
+        ({"start": 0.9}, "nothing downsampled, no sampling step is between start and end"),
+    ],
+    ids=str,
+)
+def test_why_nothing_was_done(sd1, chosen, reason):
+    assert str(run(sd1, (8, 8), **chosen)) == reason
+
+
+def test_a_model_without_self_attention():
+    with patched(nn.Linear(2, 2)) as patch:
+        patch.unet(torch.zeros(1, 2))
+    assert str(patch.report) == "nothing downsampled, this model has no U-Net self-attention"
+
+
+def test_a_unet_that_did_not_run(sd1):
+    with patched(sd1) as patch:
+        pass
+    assert str(patch.report) == "nothing downsampled, the U-Net's own self-attentions did not run"
+
+
+def every_second(module, args, kwargs):
+    return args, {"context": args[0][:, ::2]}
+
+
+def test_layers_left_to_another_patch(sd1):
+    names = list(attentions(sd1))
+    handles = [
+        attn.register_forward_pre_hook(every_second, with_kwargs=True)
+        for attn in (sd1.get_submodule(names[0]), sd1.get_submodule(names[1]))
+    ]
+    try:
+        report = run(sd1)
+        assert report.left == set(names[:2])
+        assert str(report) == (
+            "depth 1: 16x16 tokens, keys from 8x8 (3 layers), 4 of 4 steps, "
+            "2 layers left to another patch that tiles or merges their tokens"
+        )
+        # Outside the steps in range nothing is left to anybody.
+        assert str(run(sd1, end=0)) == "nothing downsampled, no sampling step is between start and end"
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_all_layers_left_to_another_patch(sd1):
+    top = [sd1.get_submodule(name) for t in spatial_transformers(sd1) if t.depth == 1 for name in t.attentions]
+    handles = [attn.register_forward_pre_hook(every_second, with_kwargs=True) for attn in top]
+    try:
+        assert str(run(sd1)) == (
+            "nothing downsampled, 5 layers left to another patch that tiles or merges their tokens"
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_one_line(sd1):
+    assert "\n" not in str(run(sd1, max_depth=4))

@@ -189,7 +189,10 @@ _running: _Pass | None = None
 
 
 def _unet():
-    return shared.sd_model.model.diffusion_model
+    """The U-Net that runs: on Forge and its kin the one in their patcher, otherwise the WebUI's own."""
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    model = forge.unet.model if forge is not None else shared.sd_model.model
+    return model.diffusion_model
 
 
 def _on_cfg_denoiser(params):

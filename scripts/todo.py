@@ -94,8 +94,9 @@ def _refusal(message):
 
 def _tell(p, pass_name, text):
     """Say under the picture, in one line, what was done in each pass; the last batch has the word."""
-    p.comments.pop(_comment(p.todo_passes), None)
-    p.todo_passes[pass_name] = text
+    passes = getattr(p, "todo_passes", {})  # not there if another script has switched ToDo on after process()
+    p.comments.pop(_comment(passes), None)
+    p.todo_passes = {**passes, pass_name: text}
     p.comment(_comment(p.todo_passes))
     logger.debug(_comment(p.todo_passes))
 

@@ -7,7 +7,7 @@ import torch
 
 def kept_size(size: int, factor: float) -> int:
     """How many of `size` rows (or columns) a factor of 1 or more keeps: max(1, floor(size / factor))."""
-    return max(1, int(size // factor))
+    return max(1, int(size / factor))  # not size // factor: 8 // 1.6 is 4
 
 
 def kept_rows(size: int, kept: int, device: torch.device | str | None = None) -> torch.Tensor:

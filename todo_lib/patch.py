@@ -92,9 +92,12 @@ class _Keys:
         self.depth = transformer.depth
         self.grid: Grid = (0, 0)
         self.kept: Grid = (0, 0)
+        # (tokens, kept tokens) of the projection that came first in a self-attention; the other one takes the same.
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def see_grid(self, transformer: nn.Module, args: tuple) -> None:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
+        self.last = None
         position = self.patch.progress()
         self.patch.report.steps.add(position)
         self.grid = self.kept = tuple(args[0].shape[-2:])
@@ -105,16 +108,14 @@ class _Keys:
 
     def shortener(self, name: str) -> Callable:
         """The pre-hook for both `to_k` and `to_v` of the self-attention `name`: tokens (B, N, C) -> (B, n, C)."""
-        last = None  # (tokens, kept tokens) of the projection that came first; the other one takes the same
 
         def shorten(projection: nn.Module, args: tuple):
-            nonlocal last
             if self.kept == self.grid:
                 return None
             tokens = args[0]
-            if last is not None and last[0] is tokens:
-                kept = last[1]
-                last = None
+            if self.last is not None and self.last[0] is tokens:
+                kept = self.last[1]
+                self.last = None
                 return (kept, *args[1:])
             report = self.patch.report
             grids, rest = divmod(tokens.shape[1], self.grid[0] * self.grid[1])
@@ -123,7 +124,7 @@ class _Keys:
                 return None
             index = self.patch.kept_tokens(self.grid, self.kept, grids, tokens.device)
             kept = tokens.index_select(1, index)
-            last = (tokens, kept)
+            self.last = (tokens, kept)
             report.layers.setdefault((self.depth, self.grid, self.kept), set()).add(name)
             return (kept, *args[1:])
 

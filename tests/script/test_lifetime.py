@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,8 +158,6 @@ def break_at(host, on_exit, call, error):
 @pytest.fixture
 def on_exit():
     """Has `callback(function)`: called when the test ends."""
-    import contextlib
-
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -252,7 +252,7 @@ def test_interrupt_before_the_first_step(host, run, watch):
     assert len(job.comment) > len("ToDo: ")
 
 
-def test_a_sampling_that_is_prepared_and_never_begins(host, run, watch, monkeypatch):
+def test_a_sampling_that_is_prepared_and_never_begins(host, run):
     """img2img keeps one sampler: what was put on it for a batch that failed is not on it twice for the next."""
     p = run.prepare("img2img", {"enabled": True, "end": 0.5})
     p.init()
@@ -266,7 +266,7 @@ def test_a_sampling_that_is_prepared_and_never_begins(host, run, watch, monkeypa
     assert p.sampler.func is p.sampler.config.func
 
 
-def test_many_jobs_leave_no_more_than_one(host, run):
+def test_many_jobs_leave_no_more_than_one(run):
     before = [state(model.model.diffusion_model) for model in run.models]
     for todo in ({"enabled": True}, {}, {"enabled": True, "passes": "first"}, {"enabled": True, "max_depth": 2}):
         run("txt2img", todo, steps=1, enable_hr=True)
@@ -333,6 +333,19 @@ def test_another_checkpoint_for_the_next_job(host, run):
     host.shared.checkpoint = host.other
     job = run.txt2img()
     assert [(call.model, call.down) for call in job.calls] == [("other", True)] * 4
+
+
+def test_a_host_that_keeps_its_unet_in_a_patcher(host, run):
+    """Forge and its kin: what the WebUI's own attribute leads to is not what runs."""
+    inside, idle = make_model(host, "base"), make_model(host, "idle")
+    outside = host.sd_models.SDModel("outside", idle.model.diffusion_model, inside.context_dim)
+    outside.apply_model = inside.apply_model
+    outside.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=inside.model))
+    host.shared.checkpoint = outside
+    run.models = [inside, idle]
+    job = run.txt2img({"end": 0.5})
+    assert [(call.model, call.down) for call in job.calls] == [("base", True)] * 2 + [("base", False)] * 2
+    assert hooked(inside) == hooked(idle) == set()
 
 
 def test_denoisers_of_others_are_no_concern(host, run, watch):

@@ -375,6 +375,19 @@ def test_context_of_whole_grids_is_downsampled_grid_by_grid(k, first):
     assert not parts[0].report.left
 
 
+@torch.no_grad()
+def test_the_number_of_grids_may_change_from_call_to_call():
+    tree = Tree()
+    x, prompt = tree_inputs((6, 8))
+    with patched(tree), counted(tree) as calls:
+        for k in (1, 3, 2, 1):
+            with handed(tree, torch.randn(1, k * 48, 64)):
+                tree(x, prompt)
+        tree(x, prompt)
+    (counts,) = (calls[name] for name in attentions(tree))
+    assert counts == [(48, k * 12, k * 12) for k in (1, 3, 2, 1, 1)]
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 69, 71, 77, 139])
 @torch.no_grad()
 def test_any_other_context_is_left_alone(tokens):
@@ -547,23 +560,27 @@ def test_every_call_has_its_own_size(sd1):
 # ---- auto
 
 
-def on_meta(unet, size, **chosen):
-    """Keys of each depth at a real size.
+def on_meta(unet, *sizes, **chosen):
+    """For each size the number of keys at each depth, in one pass with these latents of (H, W).
 
     On the meta device a U-Net computes shapes alone, whatever their size. Tensors have no values there: reading any,
     which on a GPU would wait for it, raises.
     """
     unet = copy.deepcopy(unet).to("meta")
-    latent, timesteps, context = inputs(unet, (8, 8))
-    latent = torch.empty(1, 4, *size, device="meta")
+    _, timesteps, context = inputs(unet, (8, 8))
     context = [t.to("meta") for t in context] if isinstance(context, list) else context.to("meta")
     with patched(unet, **chosen) as patch, counted(unet) as calls, torch.no_grad():
-        unet(latent, timesteps.to("meta"), context)
-    keys = {}
-    for transformer in spatial_transformers(unet):
-        for name in transformer.attentions:
-            keys.setdefault(transformer.depth, set()).add(calls[name][0][1])
-    return {depth: counts.pop() for depth, counts in sorted(keys.items()) if len(counts) == 1}, patch
+        for size in sizes:
+            unet(torch.empty(1, 4, *size, device="meta"), timesteps.to("meta"), context)
+    assert not patch.report.left
+    found = []
+    for i in range(len(sizes)):
+        keys = {}
+        for transformer in spatial_transformers(unet):
+            keys.setdefault(transformer.depth, set()).update(calls[name][i][1] for name in transformer.attentions)
+        assert all(len(counts) == 1 for counts in keys.values())
+        found.append([keys[depth].pop() for depth in sorted(keys)])
+    return found
 
 
 @pytest.mark.parametrize(
@@ -577,15 +594,15 @@ def on_meta(unet, size, **chosen):
     ids=str,
 )
 def test_auto_chooses_by_size(layout, size, keys, request):
-    unet = request.getfixturevalue(layout)
-    found, patch = on_meta(unet, size, auto=True, max_depth=4)
-    assert list(found.values()) == keys
-    assert not patch.report.left
+    assert on_meta(request.getfixturevalue(layout), size, auto=True, max_depth=4) == [keys]
 
 
-def test_auto_stops_at_max_depth(sd1):
-    found, _ = on_meta(sd1, (256, 256), auto=True, max_depth=1)
-    assert list(found.values()) == [64 * 64, 128 * 128, 64 * 64, 32 * 32]
+def test_auto_stops_at_max_depth_and_follows_the_size(sd1):
+    """A tiled upscaler may have several sizes in one pass."""
+    small, big = [64 * 64, 64 * 64, 32 * 32, 16 * 16], [64 * 64, 64 * 64, 64 * 64, 32 * 32]
+    sizes = (128, 128), (256, 256), (128, 128)
+    assert on_meta(sd1, *sizes, auto=True, max_depth=2) == [small, big, small]
+    assert on_meta(sd1, (256, 256), auto=True, max_depth=1) == [[64 * 64, 128 * 128, 64 * 64, 32 * 32]]
 
 
 # ---- cost

@@ -206,7 +206,7 @@ class Record:
 
 def kept_grid(grid, factor):
     """The grid of keys that the contract wants."""
-    return tuple(max(1, int(size // factor)) for size in grid)
+    return tuple(max(1, int(size / factor)) for size in grid)
 
 
 def kept_rows(grid, factor):

@@ -5,6 +5,8 @@
   tinyinp      SD1 inpainting (U-Net with 9 input channels)
   tiny2v       SD2, v-prediction, OpenCLIP text encoder
   tinyxl       SDXL base, CLIP + OpenCLIP text encoders
+  tinysd3      SD3 without T5. The host has the sizes of its text encoders and VAE in its code, not in the yaml: it can
+               load this one only after it has been given those in SIZES (the file sd3.json beside the text encoders)
   twin         two SD1 checkpoints, twin.safetensors and twin.ckpt, that share twin.yaml: the WebUI switches between
                checkpoints with the same config by loading weights into the modules that it has, else it makes new ones
 
@@ -24,6 +26,7 @@ import io
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import torch
@@ -31,6 +34,11 @@ import yaml
 
 CLIP_WIDTH, OPENCLIP_WIDTH = 64, 96  # different on purpose: a mix-up of the two cannot load
 OPENCLIP = "tiny-openclip"  # the name under which the architecture is registered with open_clip
+# Of SD3, as the host names them: what to change in CLIPL_CONFIG, CLIPG_CONFIG and the VAE's arguments.
+SIZES = {
+    name: {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4, "num_hidden_layers": 3}
+    for name, width in [("clip_l", CLIP_WIDTH), ("clip_g", OPENCLIP_WIDTH)]
+} | {"vae": {"ch": 32, "num_res_blocks": 1}}
 
 
 def put(path: Path, write):
@@ -45,7 +53,7 @@ def put_text(path: Path, text: str):
 
 
 def write_encoders(folder: Path):
-    """CLIP tokenizer + config for transformers, and an architecture file for open_clip (no weights)."""
+    """Tokenizers + config for transformers, an architecture file for open_clip, and the sizes for SD3 (no weights)."""
     from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTextConfig
 
@@ -96,6 +104,18 @@ def write_encoders(folder: Path):
             indent=1,
         ),
     )
+    put(folder / "t5" / "tokenizer.json", write_t5_tokenizer)
+    put_text(folder / "sd3.json", json.dumps(SIZES, indent=1))
+
+
+def write_t5_tokenizer(path: Path):
+    """Every text is one unknown token and the end. SD3 makes a T5 tokenizer also where its T5 encoder is off."""
+    from tokenizers import Tokenizer, models, processors
+
+    tokenizer = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], 2))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    path.parent.mkdir(exist_ok=True)
+    tokenizer.save(str(path))
 
 
 # ---- configs: one dict per model, dumped as its yaml and also used here to build the weights
@@ -250,6 +270,10 @@ def sdxl(folder):
     )
 
 
+def sd3(folder):
+    return node("modules.models.sd3.sd3_model.SD3Inferencer", shift=3, state_dict=None)  # the host puts the weights in
+
+
 # How the weights are drawn.
 #   fill    std for the layers that an untrained U-Net leaves at zero (its output would be zero)
 #   gain    factor on the self-attentions' query and key weights
@@ -266,6 +290,7 @@ MODELS = {
     "tinyinp.safetensors": (sd1_inpainting, 2, torch.float32),
     "tiny2v.safetensors": (sd2_v, 3, torch.float32),
     "tinyxl.safetensors": (sdxl, 4, torch.float16),  # half the size, and how SDXL checkpoints usually come
+    "tinysd3.safetensors": (sd3, 7, torch.float16),
     "twin.safetensors": (sd1, 5, torch.float16),
     "twin.ckpt": (sd1, 6, torch.float16),
 }
@@ -297,10 +322,40 @@ def text_encoder(config, offset):
     return name, model
 
 
-@torch.no_grad()
-def state_dict(model, seed, dtype):
-    torch.manual_seed(seed)
-    p = model["params"]
+def sd3_parts():
+    """The parts of an SD3 checkpoint by their names in it: the host's own classes, without the rest of the host."""
+    stub = sys.modules["modules.sd_hijack"] = types.ModuleType("modules.sd_hijack")
+    stub.TextualInversionEmbeddings = lambda *size, textual_inversion_key, **kwargs: torch.nn.Embedding(*size, **kwargs)
+    from modules.models.sd3 import mmdit, other_impls, sd3_impls
+
+    depth, patches = 2, 32 * 32
+    linear = node("torch.nn.Linear", in_features=4096, out_features=64 * depth)  # the host pads its prompts to 4096
+    net = mmdit.MMDiT(
+        input_size=None,
+        pos_embed_max_size=32,
+        patch_size=2,
+        in_channels=16,
+        depth=depth,
+        num_patches=patches,
+        adm_in_channels=CLIP_WIDTH + OPENCLIP_WIDTH,
+        context_embedder_config=linear,
+    )
+    net.pos_embed.normal_()
+    parts = {"model.diffusion_model.": net}
+    for name, activation in [("clip_l", "quick_gelu"), ("clip_g", "gelu")]:
+        config = {**SIZES[name], "hidden_act": activation}
+        encoder = other_impls.SDClipModel(layer="hidden", layer_idx=-2, textmodel_json_config=config)
+        text = encoder.transformer.text_model
+        text.embeddings.position_embedding.weight += DRAW["offset"]
+        text.final_layer_norm.bias += DRAW["offset"]
+        parts[f"text_encoders.{name}."] = encoder
+    parts["first_stage_model.encoder."] = sd3_impls.VAEEncoder(**SIZES["vae"])
+    parts["first_stage_model.decoder."] = sd3_impls.VAEDecoder(**SIZES["vae"])
+    return parts
+
+
+def unet_parts(p):
+    """The parts of a checkpoint with a U-Net, by their names in it."""
     net = build(p.get("unet_config") or p["network_config"])
     for name, weight in net.named_parameters():
         if weight.ndim > 1 and not weight.any():
@@ -319,6 +374,13 @@ def state_dict(model, seed, dtype):
         if config.get("input_key", "txt") == "txt":
             inner, encoder = text_encoder(config, DRAW["offset"])
             parts[prefix + inner] = encoder
+    return parts
+
+
+@torch.no_grad()
+def state_dict(model, seed, dtype):
+    torch.manual_seed(seed)
+    parts = sd3_parts() if ".sd3." in model["target"] else unet_parts(model["params"])
     tensors = {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
     return {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
 
@@ -331,6 +393,7 @@ def main():
     args = parser.parse_args()
     for name in ("stable-diffusion-stability-ai", "generative-models"):
         sys.path.insert(0, str(args.webui / "repositories" / name))
+    sys.path.append(str(args.webui))  # for SD3, of which the classes are the host's own
     from safetensors.torch import save_file
 
     folder = (args.encoders or args.out / "tiny-encoders").resolve()

@@ -13,12 +13,15 @@ import os
 import sys
 import threading
 import weakref
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from fastapi import Body
 from fastapi.responses import JSONResponse
-from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, shared
+from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, sd_unet, shared
 from modules.call_queue import queue_lock
+from modules.models.sd3 import other_impls, sd3_cond, sd3_impls
 
 
 class Probe:
@@ -282,6 +285,36 @@ def watched_modules():
     return [torch.nn.functional, k_diffusion.sampling, sd_samplers_timesteps_impl, sd_hijack_optimizations]
 
 
+# ---- tiny SD3
+
+
+def shrink_sd3(folder):
+    """Let the host make SD3's text encoders and VAE in the sizes of the tiny checkpoint, with tokenizers from there."""
+    sizes = json.loads((folder / "sd3.json").read_text(encoding="utf-8"))
+    sd3_cond.CLIPL_CONFIG.update(sizes["clip_l"])
+    sd3_cond.CLIPG_CONFIG.update(sizes["clip_g"])
+    for name in ("VAEEncoder", "VAEDecoder"):
+        setattr(sd3_impls, name, functools.partial(getattr(sd3_impls, name), **sizes["vae"]))
+    for name, place in [("CLIPTokenizer", "clip"), ("T5TokenizerFast", "t5")]:
+        load = getattr(other_impls, name).from_pretrained
+        tokenizer = SimpleNamespace(from_pretrained=lambda _, load=load, path=folder / place: load(path))
+        for module in (other_impls, sd3_cond):
+            setattr(module, name, tokenizer)
+
+
+# ---- a U-Net in place of the model's own
+
+
+class ZeroUnet(sd_unet.SdUnet):
+    def forward(self, x, timesteps, context, *args, **kwargs):
+        return torch.zeros_like(x)
+
+
+class ZeroUnetOption(sd_unet.SdUnetOption):
+    label = "probe: zeros"  # the value of the host's option sd_unet
+    create_unet = staticmethod(ZeroUnet)
+
+
 # ---- what the host calls
 
 probe = Probe()
@@ -367,5 +400,9 @@ def exit_with_stdin():
 if os.environ.get("PROBE_EXIT_WITH_STDIN"):
     threading.Thread(target=exit_with_stdin, daemon=True).start()
 
+if shared.cmd_opts.ckpt_dir and (encoders := Path(shared.cmd_opts.ckpt_dir) / "tiny-encoders").exists():
+    shrink_sd3(encoders)
+
 script_callbacks.on_app_started(add_routes)
+script_callbacks.on_list_unets(lambda unets: unets.append(ZeroUnetOption()))
 script_callbacks.on_cfg_denoiser(probe.before_unet)

@@ -1,0 +1,83 @@
+"""Models without U-Net self-attention, or whose U-Net is not what runs: nothing is done, and the comment says so."""
+
+import numpy as np
+from client import assert_keys, changes
+
+SD3 = "tinysd3"
+
+
+def comments(record):
+    assert len(record.generations) == 1
+    return record.generations[0]["comments"]
+
+
+def factor_2(a):
+    return 2 if a.depth == 1 else 1
+
+
+def check_tiny(client):
+    """A U-Net is downsampled as ever."""
+    with client.recording(indices=True) as record:
+        client.txt2img([True, 2])
+    assert_keys(record, factor_2)
+    assert "ToDo: depth 1: 16x8 tokens, keys from 8x4" in comments(record)
+
+
+def check_sd3(client, generate, comment, passes):
+    """Nothing is done to SD3, by ToDo or by its being switched on, and `comment` is what is said about it."""
+    dense = generate(model=SD3)
+    assert dense.image.std() > 5, "the picture is empty"
+    before = client.leftovers()
+    with client.recording(fingerprints=True) as record:
+        result = generate([True, 2], model=SD3)
+    assert np.array_equal(result.image, dense.image)
+    assert {call["model"] for call in record.calls} == {SD3}
+    assert {call["pass"] for call in record.calls} == passes
+    assert record.attentions == []
+    assert comment in comments(record).splitlines()
+    assert "ToDo enabled: True, ToDo factor: 2" in result.infotext
+    assert "ToDo" not in dense.infotext
+    assert [changes(before, b["leftovers"]) for b in record.between] == [[]] * len(passes)
+    assert changes(before, client.leftovers()) == []
+
+
+def test_sd3(client):
+    comment = "ToDo: nothing downsampled, this model has no U-Net self-attention"
+    check_sd3(client, client.txt2img, comment, {"first"})
+    check_tiny(client)
+
+
+def test_sd3_hires(client):
+    nothing = "nothing downsampled, this model has no U-Net self-attention"
+    comment = f"ToDo: first pass: {nothing}; hires pass: {nothing}"
+    check_sd3(client, client.hires, comment, {"first", "hires"})
+    check_tiny(client)
+
+
+def test_sd3_img2img(client):
+    picture = client.txt2img(model=SD3).image
+
+    def generate(todo=None, **request):
+        return client.img2img(picture, todo=todo, denoising_strength=0.7, **request)
+
+    comment = "ToDo: nothing downsampled, this model has no U-Net self-attention"
+    check_sd3(client, generate, comment, {"first"})
+
+
+def test_replaced_unet(client):
+    """Another U-Net in place of the model's own, as from TensorRT: the model has self-attentions, but none runs."""
+    replaced = {"override_settings": {"sd_unet": "probe: zeros"}}
+    dense, own = client.txt2img(**replaced).image, client.txt2img().image
+    assert not np.array_equal(dense, own), "the U-Net was not replaced"
+    before = client.leftovers()
+    with client.recording(fingerprints=True) as record:
+        result = client.txt2img([True, 2], **replaced)
+    assert np.array_equal(result.image, dense)
+    assert len(record.calls) == 4 and record.attentions == []
+    comment = "ToDo: nothing downsampled, the U-Net's own self-attentions did not run"
+    assert comment in comments(record).splitlines()
+    assert "ToDo enabled: True, ToDo factor: 2" in result.infotext
+    assert [changes(before, b["leftovers"]) for b in record.between] == [[]]
+    assert changes(before, client.leftovers()) == []
+    check_tiny(client)
+    assert np.array_equal(client.txt2img().image, own)

@@ -92,8 +92,8 @@ class _Keys:
         self.depth = transformer.depth
         self.grid: Grid = (0, 0)
         self.kept: Grid = (0, 0)
-        # (tokens, kept tokens) of the projection that came first in a self-attention; the other one takes the same.
-        self.last: tuple[torch.Tensor, torch.Tensor] | None = None
+        # (projection, tokens, kept tokens) of to_k or to_v, whichever came first; the other one takes the same.
+        self.last: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
 
     def see_grid(self, transformer: nn.Module, args: tuple) -> None:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
@@ -113,8 +113,8 @@ class _Keys:
             if self.kept == self.grid:
                 return None
             tokens = args[0]
-            if self.last is not None and self.last[0] is tokens:
-                kept = self.last[1]
+            if self.last is not None and self.last[0] is not projection and self.last[1] is tokens:
+                kept = self.last[2]
                 self.last = None
                 return (kept, *args[1:])
             report = self.patch.report
@@ -124,7 +124,7 @@ class _Keys:
                 return None
             index = self.patch.kept_tokens(self.grid, self.kept, grids, tokens.device)
             kept = tokens.index_select(1, index)
-            self.last = (tokens, kept)
+            self.last = (projection, tokens, kept)
             report.layers.setdefault((self.depth, self.grid, self.kept), set()).add(name)
             return (kept, *args[1:])
 

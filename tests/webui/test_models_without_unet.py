@@ -35,7 +35,7 @@ def check_sd3(client, generate, comment, passes):
     assert {call["pass"] for call in record.calls} == passes
     assert record.attentions == []
     assert comment in comments(record).splitlines()
-    assert "ToDo enabled: True, ToDo factor: 2" in result.infotext
+    assert "ToDo factor: 2, ToDo max depth: 1" in result.infotext
     assert "ToDo" not in dense.infotext
     assert [changes(before, b["leftovers"]) for b in record.between] == [[]] * len(passes)
     assert changes(before, client.leftovers()) == []
@@ -66,18 +66,20 @@ def test_sd3_img2img(client):
 
 def test_replaced_unet(client):
     """Another U-Net in place of the model's own, as from TensorRT: the model has self-attentions, but none runs."""
-    replaced = {"override_settings": {"sd_unet": "probe: zeros"}}
-    dense, own = client.txt2img(**replaced).image, client.txt2img().image
+    own = client.txt2img().image
+    with client.options(sd_unet="probe: zeros"):
+        dense = client.txt2img().image
+        before = client.leftovers()
+        with client.recording(fingerprints=True) as record:
+            result = client.txt2img([True, 2])
+        after = client.leftovers()
     assert not np.array_equal(dense, own), "the U-Net was not replaced"
-    before = client.leftovers()
-    with client.recording(fingerprints=True) as record:
-        result = client.txt2img([True, 2], **replaced)
     assert np.array_equal(result.image, dense)
     assert len(record.calls) == 4 and record.attentions == []
     comment = "ToDo: nothing downsampled, the U-Net's own self-attentions did not run"
     assert comment in comments(record).splitlines()
-    assert "ToDo enabled: True, ToDo factor: 2" in result.infotext
+    assert "ToDo factor: 2, ToDo max depth: 1" in result.infotext
     assert [changes(before, b["leftovers"]) for b in record.between] == [[]]
-    assert changes(before, client.leftovers()) == []
+    assert changes(before, after) == []
     check_tiny(client)
     assert np.array_equal(client.txt2img().image, own)

@@ -58,7 +58,7 @@ def make_checkpoints(root, cache):
     folder = cache / hashlib.sha256(b"\0".join(recipe)).hexdigest()[:12]
     done = folder / "complete"
     if not done.exists():
-        shutil.rmtree(cache, ignore_errors=True)  # those of older recipes: 300 MB each
+        shutil.rmtree(cache, ignore_errors=True)  # those of older recipes: 400 MB each
         command = [str(python_of(root)), str(MAKE_CHECKPOINTS), "--webui", str(root), "--out", str(folder)]
         made = subprocess.run(command, env=environment(), capture_output=True, text=True)
         if made.returncode:

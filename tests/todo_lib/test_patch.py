@@ -605,6 +605,16 @@ def test_auto_stops_at_max_depth_and_follows_the_size(sd1):
     assert on_meta(sd1, (256, 256), auto=True, max_depth=1) == [[64 * 64, 128 * 128, 64 * 64, 32 * 32]]
 
 
+@torch.no_grad()
+def test_auto_where_the_largest_grid_is_skipped():
+    """Caching extensions leave out parts of the U-Net: then the size of depth 1 follows from the halvings."""
+    tree = Tree(depths=2).to("meta")
+    deeper = [name for t in spatial_transformers(tree) if t.depth == 2 for name in t.attentions]
+    with patched(tree, auto=True, max_depth=2), counted(tree) as calls:
+        tree.transformers[2](torch.empty(1, 64, 128, 128, device="meta"), torch.empty(1, 7, CONTEXT_DIM, device="meta"))
+    assert [calls[name] for name in deeper] == [[(128 * 128, 64 * 64, 64 * 64)]]  # as at 2048 px
+
+
 # ---- cost
 
 

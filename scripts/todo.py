@@ -1,6 +1,9 @@
 """ToDo in the WebUI: the accordion, API arguments and infotext, and `todo_lib` around the sampling of each pass."""
 
+import contextlib
 import functools
+import inspect
+import itertools
 import logging
 import math
 import sys
@@ -9,6 +12,7 @@ import gradio as gr
 import torch
 from modules import script_callbacks, scripts, shared
 from modules.infotext_utils import PasteField
+from modules.sd_samplers_common import Sampler
 from modules.ui_components import InputAccordion
 
 # "Reload UI" runs this file again, perhaps in a newer version, and todo_lib has to be of that version too.
@@ -16,6 +20,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, Patch, Settings, SettingsError  # noqa: E402
+from todo_lib.forge import unet_of  # noqa: E402
 from todo_lib.settings import INFOTEXT_KEYS  # noqa: E402
 
 logger = logging.getLogger("ToDo")
@@ -48,11 +53,10 @@ class ToDoScript(scripts.Script):
         return gr.Slider(minimum=field.minimum, maximum=field.maximum, step=field.step, **common)
 
     def process(self, p, *args):
-        # The cells of an X/Y/Z plot are copies of one processing object and share these two dictionaries.
-        for key in INFOTEXT_KEYS:
-            p.extra_generation_params.pop(key, None)
-        for text in [text for text in p.comments if text.startswith("ToDo: ")]:
-            del p.comments[text]
+        # Copies of one processing object share these two: the cells of an X/Y/Z plot, whose texts would show up in the
+        # next one, and the one on which a detailer calls all scripts again, which must not take ours from the original.
+        p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in INFOTEXT_KEYS}
+        p.comments = {text: v for text, v in p.comments.items() if not text.startswith("ToDo: ")}
         try:
             settings = Settings.from_args(args)
         except SettingsError:
@@ -61,18 +65,29 @@ class ToDoScript(scripts.Script):
             p.todo_passes = {}
             p.extra_generation_params.update(settings.to_infotext())
 
+    def process_batch(self, p, *args, **kwargs):
+        if "sample" in vars(p):
+            _announce_samplings(p, functools.partial(_begin, p, args))
+
     def process_before_every_sampling(self, p, *args, **kwargs):
-        try:
-            settings = Settings.from_args(args)
-        except SettingsError as error:
-            _instead_of_sampling(p.sampler, functools.partial(_refuse, str(error)))
-            return
-        if settings.enabled:
-            pass_name = ("hires" if p.is_hr_pass else "first") if getattr(p, "enable_hr", False) else ""
-            if not pass_name or settings.passes in ("both", pass_name):
-                _instead_of_sampling(p.sampler, functools.partial(_sample_downsampled, p, pass_name, settings))
-            else:
-                _tell(p, pass_name, f"left dense, because passes = {settings.passes}")
+        _begin(p, args)
+
+
+def _begin(p, args, name=""):
+    """The sampler of p is about to run: once, with these arguments of the script."""
+    try:
+        settings = Settings.from_args(args)
+    except SettingsError as error:
+        _instead_of_sampling(p.sampler, functools.partial(_refuse, str(error)))
+        return
+    if settings.enabled:
+        this_pass = "hires" if getattr(p, "is_hr_pass", False) else "first"
+        if getattr(p, "enable_hr", False):
+            name = f"{this_pass} pass"
+            if settings.passes not in ("both", this_pass):
+                _tell(p, name, f"left dense, because passes = {settings.passes}")
+                return
+        _instead_of_sampling(p.sampler, functools.partial(_sample_downsampled, p, name, settings))
 
 
 def _pasted(name, params):
@@ -92,17 +107,17 @@ def _refusal(message):
     return error
 
 
-def _tell(p, pass_name, text):
+def _tell(p, name, text):
     """Say under the picture, in one line, what was done in each pass; the last batch has the word."""
     passes = getattr(p, "todo_passes", {})  # not there if another script has switched ToDo on after process()
     p.comments.pop(_comment(passes), None)
-    p.todo_passes = {**passes, pass_name: text}
+    p.todo_passes = {**passes, name: text}
     p.comment(_comment(p.todo_passes))
     logger.debug(_comment(p.todo_passes))
 
 
 def _comment(passes):
-    return "ToDo: " + "; ".join(f"{name} pass: {text}" if name else text for name, text in passes.items())
+    return "ToDo: " + "; ".join(f"{name}: {text}" if name else text for name, text in passes.items())
 
 
 # ---- around the sampling of one pass
@@ -125,20 +140,46 @@ def _instead_of_sampling(sampler, replacement):
     sampler.func = run
 
 
+def _announce_samplings(p, begin):
+    """Let begin() be called before each sampling in another extension's replacement of p.sample.
+
+    Such a one may sample as often as it likes, and need not call the scripts before, as the host's own does.
+    """
+    sample = p.sample
+    numbers = itertools.count(1)
+
+    def run(*args, **kwargs):
+        p.sample = sample
+        launch = Sampler.launch_sampling
+
+        def launch_announced(sampler, *args, **kwargs):
+            if sampler is p.sampler and not hasattr(sampler.func, "todo_sample"):
+                begin(name=f"sampling {next(numbers)}")
+            return launch(sampler, *args, **kwargs)
+
+        Sampler.launch_sampling = launch_announced
+        try:
+            return sample(*args, **kwargs)
+        finally:
+            Sampler.launch_sampling = launch
+
+    p.sample = run
+
+
 def _refuse(message, *args, **kwargs):
     raise _refusal(message)
 
 
-def _sample_downsampled(p, pass_name, settings, sample, sampler, model, x, *args, **schedule):
+def _sample_downsampled(p, name, settings, sample, sampler, model, x, *args, **schedule):
     global _running
     outer, _running = _running, _Pass(sampler, settings, x.device, schedule)
     patch = _running.patch
     try:
-        with patch:
+        with patch, _running.watching_steps(sample):
             return sample(model, x, *args, **schedule)
     finally:
         _running = outer
-        _tell(p, pass_name, str(patch.report))
+        _tell(p, name, str(patch.report))
 
 
 class _Pass:
@@ -147,11 +188,12 @@ class _Pass:
     def __init__(self, sampler, settings, device, schedule):
         self.sampler = sampler
         self.denoiser = sampler.model_wrap_cfg
+        self.step = None
         self.steps = self._steps(schedule)
         if self.steps is None:
             self.timestep = self.first_timestep = self._timestep(schedule["sigma_max"], device)
             self.last_timestep = self._timestep(schedule["sigma_min"], device)
-        self.patch = Patch(_unet(), settings, self.position)
+        self.patch = Patch(unet_of(shared.sd_model), settings, self.position)
 
     def _steps(self, schedule):
         """The number of sampling steps of this pass, or None where the sampler itself finds it out on its way."""
@@ -163,13 +205,45 @@ class _Pass:
             return None
         return schedule.get("n", self.denoiser.steps)
 
+    @contextlib.contextmanager
+    def watching_steps(self, sample):
+        """Learn from the sampler's own loop over its steps, a `trange`, which one it is in.
+
+        Samplers make as many calls a step as they like, and not all say so to the host.
+        """
+        names = getattr(inspect.unwrap(sample), "__globals__", {})
+        trange = names.get("trange")
+        if not callable(trange):
+            yield
+            return
+
+        def watched(*args, **kwargs):
+            bar = trange(*args, **kwargs)
+            if self.step is None and isinstance(getattr(bar, "iterable", None), range):
+                self.step = bar.iterable.start
+                bar.iterable = self._steps_of(bar.iterable)
+            return bar
+
+        names["trange"] = watched
+        try:
+            yield
+        finally:
+            if names.get("trange") is watched:
+                names["trange"] = trange
+
+    def _steps_of(self, loop):
+        for self.step in loop:
+            yield self.step
+
     def position(self):
         """i / n of the current step; where n is not known beforehand, how far between first and last timestep."""
         if self.steps is None:
             way = (self.first_timestep - self.timestep) / ((self.first_timestep - self.last_timestep) or 1)
             return min(max(0.0, way), math.nextafter(1, 0))  # rounding can put the ends a hair outside
         calls = self.denoiser.step
-        if self.sampler.config.name == "PLMS":  # two calls in its first step, one in all others
+        if self.step is not None:
+            step = self.step
+        elif self.sampler.config.name == "PLMS":  # two calls in its first step, one in all others
             step = max(0, calls - 1)
         else:
             step = calls // (self.denoiser.total_steps // self.denoiser.steps)
@@ -182,18 +256,10 @@ class _Pass:
         """The host is about to call the U-Net, maybe another one than before: a refiner has just been switched to."""
         if self.steps is None:
             self.timestep = self._timestep(sigma, sigma.device)
-        if self.patch.unet is not _unet():
-            self.patch.move_to(_unet())
+        self.patch.before_unet(unet_of(shared.sd_model))
 
 
 _running: _Pass | None = None
-
-
-def _unet():
-    """The U-Net that runs: on Forge and its kin the one in their patcher, otherwise the WebUI's own."""
-    forge = getattr(shared.sd_model, "forge_objects", None)
-    model = forge.unet.model if forge is not None else shared.sd_model.model
-    return model.diffusion_model
 
 
 def _on_cfg_denoiser(params):

@@ -17,7 +17,7 @@ def _axis(xyz_grid, index, field):
     kind = type(field.default)
     choices = functools.partial(list, field.choices) if field.choices else None
     if kind is bool:
-        kind, choices = str, xyz_grid.boolean_choice(reverse=True)
+        kind, choices = str, lambda: ["False", "True"]
 
     def value_of(x):
         if isinstance(field.default, bool):

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from todo_lib.forge import replaced_attentions
 from todo_lib.grid import kept_size, kept_tokens
-from todo_lib.report import Grid, Report
+from todo_lib.report import CONTROL, Grid, Report
 from todo_lib.settings import Settings
-from todo_lib.unet import SpatialTransformer, spatial_transformers
+from todo_lib.unet import SpatialTransformer, is_computed_differently, spatial_transformers, usual_computation
 
 
 class Patch:
@@ -20,13 +22,17 @@ class Patch:
     section 3.1). The tokens are gathered in front of the key and value projections, so these shrink too, and whichever
     attention implementation is in place does the rest. The grid is that of each very call, taken from the input
     (B, C, H, W) of the spatial transformer. Tokens that are k whole grids are downsampled grid by grid; any others
-    belong to another patch (tiles, merged tokens) and stay as they are.
+    belong to another patch (tiles, merged tokens) and stay as they are, and so do all tokens of a self-attention that
+    another patch computes itself.
 
     unet: see `todo_lib.unet.spatial_transformers`. settings: `Settings`; `enabled` and `passes` are the caller's to
     obey. progress: returns the position i / n of the current step in its pass, 0 <= i / n < 1; asked once for every
     call of a spatial transformer.
 
-    Only forward pre-hooks are installed, and each is removed by its own handle: in any order, beside anybody else's.
+    Copies of the U-Net's encoder that run in front of it (ControlNet) are patched likewise, if the patch is told by
+    `before_unet` when the U-Net is about to be called.
+
+    Only forward hooks are installed, and each is removed by its own handle: in any order, beside anybody else's.
     """
 
     def __init__(self, unet: nn.Module, settings: Settings, progress: Callable[[], float]):
@@ -37,6 +43,7 @@ class Patch:
         self._top_grid: Grid | None = None
         self._kept_tokens: dict[tuple, torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._watching: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Patch:
         self._install()
@@ -45,28 +52,62 @@ class Patch:
     def __exit__(self, *exc_info) -> None:
         self._remove()
 
-    def move_to(self, unet: nn.Module) -> None:
-        """Go over to another U-Net, as when the host switches models within a pass."""
-        self._remove()
-        self.unet = unet
-        self._install()
+    def before_unet(self, unet: nn.Module) -> None:
+        """Tell that the host is about to call this U-Net, another one maybe than before: it may switch within a pass.
+
+        Until its first block runs, every module called is looked at: a copy of the encoder hands its results to the
+        U-Net, so it has to run by then. Nothing else tells a ControlNet from the modules that merely exist.
+        """
+        if unet is not self.unet:
+            self._remove()
+            self.unet = unet
+            self._install()
+        if self._depths:
+            self.report.steps.add(self.progress())  # the U-Net may reuse what it computed before, and run no layer
+        self._stop_watching()
+        if self._depths and hasattr(unet, "input_blocks"):
+            self._watching = [
+                register_module_forward_pre_hook(self._look),
+                unet.input_blocks[0].register_forward_pre_hook(self._stop_watching),
+            ]
 
     def _install(self) -> None:
         transformers = spatial_transformers(self.unet)
         self.report.transformers = len(transformers)
-        for transformer in transformers:
-            if transformer.depth > self.settings.max_depth:
-                continue
-            keys = _Keys(self, transformer)
-            self._handles.append(transformer.module.register_forward_pre_hook(keys.see_grid))
-            for name, attn in transformer.attentions.items():
-                shorten = keys.shortener(name)
-                self._handles += (layer.register_forward_pre_hook(shorten) for layer in (attn.to_k, attn.to_v))
+        self._depths = {transformer.halvings: transformer.depth for transformer in transformers}
+        self._copies: list[nn.Module] = []
+        self._patch(transformers)
 
     def _remove(self) -> None:
+        self._stop_watching()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _patch(self, transformers: list[SpatialTransformer], prefix: str = "") -> None:
+        usual = usual_computation(transformers)
+        for transformer in transformers:
+            if transformer.depth > self.settings.max_depth:
+                continue
+            keys = _Keys(self, transformer, prefix, usual)
+            self._handles.append(transformer.module.register_forward_pre_hook(keys.see_grid, with_kwargs=True))
+            for name, attn in transformer.attentions.items():
+                shorten = keys.shortener(prefix + name)
+                self._handles += (layer.register_forward_pre_hook(shorten) for layer in (attn.to_k, attn.to_v))
+                check = keys.checker(prefix + name)
+                self._handles.append(attn.register_forward_hook(check, with_kwargs=True))
+
+    def _look(self, module: nn.Module, args: tuple) -> None:
+        parts = module._modules
+        if "input_blocks" not in parts or "output_blocks" in parts or module in self._copies:
+            return
+        self._copies.append(module)
+        self._patch(spatial_transformers(module, self._depths), f"{CONTROL} {len(self._copies)}: ")
+
+    def _stop_watching(self, *args) -> None:
+        for handle in self._watching:
+            handle.remove()
+        self._watching.clear()
 
     def kept_grid(self, depth: int, grid: Grid) -> Grid:
         """The grid (h, w) that is kept of a grid (H, W) seen at a depth, and note it where it is the largest one."""
@@ -87,17 +128,21 @@ class Patch:
 class _Keys:
     """Keys and values of one spatial transformer: its hooks, and what they know of the call under way."""
 
-    def __init__(self, patch: Patch, transformer: SpatialTransformer):
+    def __init__(self, patch: Patch, transformer: SpatialTransformer, prefix: str, usual: object):
         self.patch = patch
         self.depth = transformer.depth
+        self.usual = usual
+        self.attentions = {prefix + name: attn for name, attn in transformer.attentions.items()}
+        self.replaced: set[str] = set()
         self.grid: Grid = (0, 0)
         self.kept: Grid = (0, 0)
         # (projection, tokens, kept tokens) of to_k or to_v, whichever came first; the other one takes the same.
         self.last: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
+        self.keys = 0  # how many the call of the attention under way has; 0 if they are all there
 
-    def see_grid(self, transformer: nn.Module, args: tuple) -> None:
+    def see_grid(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
-        self.last = None
+        self.last, self.keys = None, 0
         position = self.patch.progress()
         self.patch.report.steps.add(position)
         self.grid = self.kept = tuple(args[0].shape[-2:])
@@ -105,6 +150,10 @@ class _Keys:
         if self.patch.settings.in_range(position):
             self.patch.report.active_steps.add(position)
             self.kept = kept
+            self.replaced = {
+                name for name, attn in self.attentions.items() if is_computed_differently(attn, self.usual)
+            }
+            self.replaced |= replaced_attentions(args, kwargs, list(self.attentions))
 
     def shortener(self, name: str) -> Callable:
         """The pre-hook for both `to_k` and `to_v` of the self-attention `name`: tokens (B, N, C) -> (B, n, C)."""
@@ -122,10 +171,32 @@ class _Keys:
             if rest or not grids:
                 report.left.add(name)
                 return None
+            if name in self.replaced:
+                report.replaced.add(name)
+                return None
             index = self.patch.kept_tokens(self.grid, self.kept, grids, tokens.device)
             kept = tokens.index_select(1, index)
-            self.last = (projection, tokens, kept)
+            self.last, self.keys = (projection, tokens, kept), kept.shape[1]
             report.layers.setdefault((self.depth, self.grid, self.kept), set()).add(name)
             return (kept, *args[1:])
 
         return shorten
+
+    def checker(self, name: str) -> Callable:
+        """The hook on the output of the self-attention `name`: where another one put values in its place, do it again.
+
+        Guidance that perturbs the attention takes the values (B, N, C) for the output. With fewer values the next layer
+        would fail, so this one call is repeated with all of them.
+        """
+
+        def check(attn: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor):
+            keys, self.keys = self.keys, 0
+            if not keys or not args or output.shape[1] != keys or args[0].shape[1] == keys:
+                return None
+            self.replaced.add(name)
+            try:
+                return attn(*args, **kwargs)
+            finally:
+                self.replaced.discard(name)  # in a call without guidance all is well
+
+        return check

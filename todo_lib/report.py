@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 Grid = tuple[int, int]
 
+# How the names of self-attentions begin that are not the U-Net's own but those of a copy of its encoder.
+CONTROL = "ControlNet"
+
 
 @dataclass
 class Report:
@@ -14,7 +17,9 @@ class Report:
     transformers: how many spatial transformers with self-attention the U-Net has. steps: the positions i / n at which
     those within max depth ran. active_steps: those of them that are between start and end. layers: (depth, grid, kept
     grid) -> names of the self-attentions downsampled so, grids as (H, W). left: names of self-attentions whose tokens
-    were not their grid, because another patch tiles or merges them; they were left to it.
+    were not their grid, because another patch tiles or merges them; they were left to it. replaced: names of those that
+    another patch computes itself, maybe with as many keys as queries in mind; they were left to it too. Names of layers
+    outside the U-Net begin with CONTROL.
     """
 
     transformers: int = 0
@@ -22,6 +27,7 @@ class Report:
     active_steps: set[float] = field(default_factory=set)
     layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
+    replaced: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         """One line for the user: grids (width x height, as the host writes sizes), layers and steps, or why nothing."""
@@ -32,7 +38,9 @@ class Report:
         parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps" if parts else "nothing downsampled")
         if self.left:
             parts.append(f"{_layers(self.left)} left to another patch that tiles or merges their tokens")
-        elif not self.layers:
+        if self.replaced:
+            parts.append(f"{_layers(self.replaced)} left to another patch that computes their attention itself")
+        if not (self.layers or self.left or self.replaced):
             parts.append(self._reason())
         return ", ".join(parts)
 
@@ -51,4 +59,6 @@ def _size(grid: Grid) -> str:
 
 
 def _layers(names: set[str]) -> str:
-    return f"{len(names)} layer{'s' if len(names) != 1 else ''}"
+    control = sum(name.startswith(CONTROL) for name in names)
+    text = f"{len(names)} layer{'s' if len(names) != 1 else ''}"
+    return f"{text}, {control} of them in {CONTROL}" if control else text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,17 +25,21 @@ class SpatialTransformer:
     attentions: dict[str, nn.Module]
 
 
-def spatial_transformers(unet: nn.Module) -> list[SpatialTransformer]:
+def spatial_transformers(unet: nn.Module, depths: dict[int, int] | None = None) -> list[SpatialTransformer]:
     """All spatial transformers with self-attention of an `ldm` or `sgm` U-Net, or of an encoder copied from one.
 
     A spatial transformer is a module with `transformer_blocks`, each having an `attn1` with `to_q`, `to_k` and
     `to_v`. Blocks with `disable_self_attn` and temporal attention are no self-attention over a grid and are left out.
     The list is empty for models without such modules (SD3).
+
+    depths: halvings -> depth, for a copy of an encoder: a depth is a rank among the grids of the U-Net itself, and a
+    copy may lack some of them. What lies on a grid that is not in there is left out.
     """
     found = [(name, module, halvings, _self_attentions(name, module)) for name, module, halvings in _walk(unet)]
     found = [entry for entry in found if entry[3]]
-    ranks = {halvings: rank for rank, halvings in enumerate(sorted({entry[2] for entry in found}), start=1)}
-    return [SpatialTransformer(name, module, n, ranks[n], attns) for name, module, n, attns in found]
+    if depths is None:
+        depths = {halvings: rank for rank, halvings in enumerate(sorted({entry[2] for entry in found}), start=1)}
+    return [SpatialTransformer(name, module, n, depths[n], attns) for name, module, n, attns in found if n in depths]
 
 
 def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
@@ -71,3 +77,32 @@ def _self_attentions(name: str, transformer: nn.Module) -> dict[str, nn.Module]:
             continue
         attentions[f"{name}.transformer_blocks.{i}.attn1"] = attn
     return attentions
+
+
+def computation(attn: nn.Module) -> object:
+    """The code that computes an attention: of its class, or of a `forward` set on the module.
+
+    A wrapper that names what it wraps (functools.wraps) counts as that.
+    """
+    function = inspect.unwrap(attn.forward)
+    return getattr(getattr(function, "__func__", function), "__code__", function)
+
+
+def usual_computation(transformers: list[SpatialTransformer]) -> object:
+    """The code that computes most of their self-attentions."""
+    codes = Counter(computation(attn) for transformer in transformers for attn in transformer.attentions.values())
+    return codes.most_common(1)[0][0] if codes else None
+
+
+def is_computed_differently(attn: nn.Module, usual: object) -> bool:
+    """Whether another patch computes this self-attention in its own way, by a `forward` set on the module.
+
+    Such a `forward` may rely on keys being as many as queries: guidance that looks at the attention map of the middle
+    block does, and weights made for each key before it is projected. One that most self-attentions had before the pass
+    began is another matter: an attention implementation, or a wrapper that stays for good.
+    """
+    return "forward" in vars(attn) and computation(attn) not in (usual, _computation_of_class(attn))
+
+
+def _computation_of_class(attn: nn.Module) -> object:
+    return getattr(inspect.unwrap(type(attn).forward), "__code__", None)

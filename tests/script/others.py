@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -20,6 +21,7 @@ def tiles(unet: nn.Module, names: Iterable[str], rows: int = 2, columns: int = 2
     handed = []
 
     def tiled(forward):
+        @functools.wraps(forward)
         def cut(x, *args, **kwargs):
             side = math.isqrt(x.shape[1])
             sizes = {"nh": rows, "nw": columns, "h": side // rows, "w": side // columns}

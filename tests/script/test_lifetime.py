@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.script.extension import DEEP, make_model, recording
+from tests.script.extension import DEEP, Job, make_model, recording
 from tests.todo_lib.unets import state
 
 JOBS = {
@@ -369,6 +370,51 @@ def test_denoisers_of_others_are_no_concern(host, run, watch):
         job = run.txt2img()
     assert seen == [False, False]
     assert job.down == [True] * 4
+
+
+# ---- samplings that scripts are not told of
+
+
+@pytest.fixture
+def samples_itself(host, run):
+    """Make an extension replace p.sample as some upscalers do: two samplings, of which no script is told."""
+
+    def sample(p, fails, seeds):
+        size = (p.height // 8, p.width // 8)
+        p.sampler = host.sd_samplers.create_sampler(p.sampler_name)
+        x = p.sampler.sample(p, p.noise(seeds, size), *p.conds(seeds))
+        if fails:
+            raise RuntimeError("in the other extension")
+        p.sampler = host.sd_samplers.create_sampler(p.sampler_name)
+        return p.sampler.sample_img2img(p, x, p.noise(seeds, size), *p.conds(seeds))
+
+    def run_it(settings, fails=False, **fields):
+        p = run.prepare("txt2img", settings, **fields)
+        p.sample = functools.partial(sample, p, fails)
+        with recording(*run.models) as calls:
+            result = host.processing.process_images(p)
+        return Job(p=p, result=result, calls=calls)
+
+    return run_it
+
+
+def test_samplings_that_scripts_are_not_told_of(host, samples_itself):
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+    job = samples_itself({"enabled": True, "end": 0.5}, denoising_strength=0.7)
+    assert job.down == [True, True, False, False, True, True, False]
+    assert job.comment.startswith("ToDo: sampling 1: depth 1: 4x4 tokens, keys from 2x2")
+    assert "; sampling 2: depth 1: 4x4" in job.comment
+    assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+def test_switched_off_or_refused_there_too(host, samples_itself):
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+    assert not any(samples_itself({"enabled": False}).down)
+    with pytest.raises(ValueError, match="factor"):
+        samples_itself({"enabled": True, "factor": 9})
+    with pytest.raises(RuntimeError, match="in the other extension"):
+        samples_itself({"enabled": True}, fails=True)
+    assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
 # ---- the processing object

@@ -18,10 +18,15 @@ def twice_at_first(n):
     return [*range(min(n, 1)), *range(n)]
 
 
+def up_to_three_times(n):
+    return [i for i in range(n) for _ in range(min(3, n - i))]
+
+
 # Sampler -> the step of each call of the U-Net, for a pass of n steps of its own.
 CALLS = {
     "Euler": range,
     "Heun": twice_but_last,
+    "HeunPP2": up_to_three_times,
     "DPM fast": range,
     "DDIM": range,
     "PLMS": twice_at_first,
@@ -78,6 +83,31 @@ def test_announced_steps_are_not_the_steps(run, watch):
         job = run.img2img({"start": 0.5}, sampler_name="DDIM", steps=10, denoising_strength=0.6)
     assert set(announced) == {7}
     assert job.down == [False, False, False, True, True]
+
+
+def test_the_loop_of_the_sampler_is_left_as_it_was(host, run):
+    names = vars(host.sd_samplers)
+    trange = names["trange"]
+    job = run.txt2img(sampler_name="HeunPP2", steps=3)
+    assert all(job.down) and names["trange"] is trange
+
+
+def test_a_sampling_in_between_has_a_loop_of_its_own(host, run, watch):
+    """Another extension may run the same sampler in the middle of a step."""
+
+    def sample_in_between(moment, params):
+        if moment != "cfg_denoiser" or params.denoiser.p.prompt == "inner" or params.denoiser.step != 1:
+            return
+        p = host.processing.StableDiffusionProcessingTxt2Img(prompt="inner", steps=4)
+        sampler = host.sd_samplers.create_sampler("HeunPP2")
+        sampler.sample(p, torch.zeros(1, 4, 4, 4), *p.conds([1]))
+
+    with watch(sample_in_between):
+        job = run.txt2img({"start": 0.5}, sampler_name="HeunPP2", steps=4)
+    inner = 3 + 3 + 2 + 1
+    own = [down for i, down in enumerate(job.down) if not 1 <= i < 1 + inner]
+    assert own == expected("HeunPP2", 4, 0.5, 1)
+    assert job.down[1 : 1 + inner] == [False] * inner  # it is in a step of the outer one that is dense
 
 
 @pytest.mark.parametrize("strength", [0, 0.05, 1])

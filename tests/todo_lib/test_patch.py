@@ -453,8 +453,9 @@ def test_any_attention_implementation(sd1):
     changed = [*attentions(sd1).values(), *attentions(sd1, "attn2").values()]
     with patched(sd1, max_depth=2):
         expected = call(sd1)
-        for attn in changed:
-            attn.forward = sdp(attn)
+    for attn in changed:
+        attn.forward = sdp(attn)
+    with patched(sd1, max_depth=2):
         result = call(sd1)
     for attn in changed:
         del attn.forward
@@ -744,13 +745,18 @@ def test_steps_out_of_range_cost_nothing(sd1):
 # ---- the life of the patch
 
 
-def test_while_on_only_pre_hooks_are_there(unet):
+def test_while_on_only_forward_hooks_are_there(unet):
     before = state(unet)
     with patched(unet, max_depth=4):
         during = state(unet)
     for name, (kind, keys, hooks, parts) in during.items():  # fields as in unets.state
         assert (kind, keys, parts) == (before[name][0], before[name][1], before[name][3])
-        assert {key for key in hooks if hooks[key] != before[name][2][key]} <= {"_forward_pre_hooks"}
+        assert {key for key in hooks if hooks[key] != before[name][2][key]} <= {
+            "_forward_pre_hooks",
+            "_forward_pre_hooks_with_kwargs",
+            "_forward_hooks",
+            "_forward_hooks_with_kwargs",
+        }
     assert state(unet) == before
 
 
@@ -914,7 +920,7 @@ def test_moving_to_another_unet(sd1, sdxl):
     dense = call(sd1), call(sdxl)
     with patched(sd1) as patch:
         call(sd1)
-        patch.move_to(sdxl)
+        patch.before_unet(sdxl)
         assert state(sd1) == clean[0] and patch.unet is sdxl
         assert torch.equal(call(sd1), dense[0])
         with counted(sdxl) as calls:
@@ -922,7 +928,7 @@ def test_moving_to_another_unet(sd1, sdxl):
         for transformer in spatial_transformers(sdxl):
             if transformer.depth == 1:
                 assert all(calls[name] == [(64, 16, 16)] for name in transformer.attentions)
-        patch.move_to(sd1)
+        patch.before_unet(sd1)
         assert state(sdxl) == clean[1]
         assert not torch.equal(call(sd1), dense[0])
     assert (state(sd1), state(sdxl)) == clean
@@ -931,9 +937,9 @@ def test_moving_to_another_unet(sd1, sdxl):
 
 def test_moving_to_a_model_without_self_attention(sd1):
     with patched(sd1) as patch:
-        patch.move_to(nn.Linear(2, 2))
+        patch.before_unet(nn.Linear(2, 2))
         assert patch.report.transformers == 0
-        patch.move_to(sd1)
+        patch.before_unet(sd1)
         call(sd1, (8, 8))
     assert patch.report.transformers == 16
 

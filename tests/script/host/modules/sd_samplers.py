@@ -5,12 +5,9 @@ from collections import namedtuple
 
 import torch
 from modules import script_callbacks, shared
+from modules.sd_samplers_common import InterruptedException, Sampler
 from modules.shared import opts, state
-
-
-class InterruptedException(BaseException):
-    pass
-
+from tqdm.auto import trange
 
 # ---- the model as samplers see it
 
@@ -114,6 +111,21 @@ def heun(model, x, sigmas, extra_args=None, callback=None, disable=None, s_churn
     return x
 
 
+def heunpp2(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """As many calls a step as there are noise levels left, three at most; no one tells the host."""
+    denoise = _calls(model, x, extra_args)
+    for i in trange(len(sigmas) - 1, disable=True):
+        ahead = x
+        slopes = []
+        for level, following in zip(sigmas[i : i + 3], sigmas[i + 1 : i + 4], strict=False):
+            slopes.append((ahead - denoise(ahead, level)) / level)
+            if len(slopes) == 1:
+                callback({"i": i})
+            ahead = ahead + slopes[-1] * (following - level)
+        x = x + sum(slopes) / len(slopes) * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
 def dpm_fast(model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, disable=None):
     """n calls in groups of three, of which only the first is reported."""
     denoise = _calls(model, x, extra_args)
@@ -197,6 +209,7 @@ class SamplerConfig(namedtuple("SamplerConfig", "name func uses options")):
 samplers = [
     SamplerConfig("Euler", euler, "sigmas", {}),
     SamplerConfig("Heun", heun, "sigmas", {"second_order": True}),
+    SamplerConfig("HeunPP2", heunpp2, "sigmas", {}),
     SamplerConfig("DPM fast", dpm_fast, "sigmas", {}),
     SamplerConfig("DPM adaptive", dpm_adaptive, "sigmas", {}),
     SamplerConfig("DDIM", ddim, "timesteps", {}),
@@ -210,7 +223,7 @@ def create_sampler(name):
     return (SigmaSampler if config.uses == "sigmas" else TimestepSampler)(config)
 
 
-class Sampler:
+class ModelSampler(Sampler):
     wrap = None
 
     def __init__(self, config):
@@ -219,19 +232,6 @@ class Sampler:
         self.model_wrap_cfg = CFGDenoiser(self, self.wrap)
         self.model_wrap = self.model_wrap_cfg.inner_model
         self.last_latent = None
-
-    def callback_state(self, info):
-        state.sampling_step = info["i"]
-
-    def launch_sampling(self, steps, func):
-        self.model_wrap_cfg.steps = steps
-        self.model_wrap_cfg.total_steps = self.config.total_steps(steps)
-        state.sampling_steps = steps
-        state.sampling_step = 0
-        try:
-            return func()
-        except (RecursionError, InterruptedException):
-            return self.last_latent
 
     def run(self, p, x, cond, uncond, steps, **schedule):
         """Hand the sampling function what it has parameters for."""
@@ -249,7 +249,7 @@ class Sampler:
         )
 
 
-class SigmaSampler(Sampler):
+class SigmaSampler(ModelSampler):
     wrap = SigmaDenoiser
 
     def sample(self, p, x, cond, uncond):
@@ -266,7 +266,7 @@ class SigmaSampler(Sampler):
         return self.run(p, x + noise * sigmas[0], cond, uncond, last + 1, **schedule, sigma_sched=sigmas)
 
 
-class TimestepSampler(Sampler):
+class TimestepSampler(ModelSampler):
     wrap = TimestepDenoiser
 
     def timesteps(self, steps):

@@ -1,0 +1,367 @@
+"""The patch beside others: copies of the encoder that run in front of the U-Net, and attentions computed by others."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+
+import pytest
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from tests.todo_lib.unets import SD1, Encoder, attentions, call, counted, inputs, make_unet, patched, state
+from todo_lib.forge import replaced_attentions, unet_of
+from todo_lib.unet import is_computed_differently, spatial_transformers, usual_computation
+
+MIDDLE = "middle_block.1.transformer_blocks.0.attn1"
+
+
+# ---- ControlNet
+
+
+class Control(nn.Module):
+    """As extensions keep one: the copy of the encoder lies a level deeper, and its results go into the U-Net."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.control_model = Encoder(copy.deepcopy(unet))
+
+    def forward(self, *args):
+        return self.control_model(*args)
+
+
+@contextlib.contextmanager
+def controlled(unet, *controls):
+    """The U-Net's own `forward` runs the ControlNets first, the way ControlNet extensions replace it."""
+    seen, plain = [], unet.forward
+
+    def forward(x, timesteps, context):
+        seen.extend(control(x, timesteps, context) for control in controls)
+        return plain(x + sum(control.mean() for control in seen), timesteps, context)
+
+    unet.forward = forward
+    try:
+        yield seen
+    finally:
+        del unet.forward
+
+
+def step(patch, unet, size=(16, 16)):
+    patch.before_unet(unet)
+    return call(unet, size)
+
+
+def test_a_copy_of_the_encoder_is_downsampled_like_the_unet(sd1):
+    control = Control(sd1)
+    before = state(control), state(sd1)
+    with controlled(sd1, control), patched(sd1, max_depth=2, deeper_factor=4) as patch, counted(control) as calls:
+        step(patch, sd1)
+    assert {(a.split(".")[2], *calls[a]) for a in attentions(control)} == {
+        *((str(i), (256, 64, 64)) for i in (1, 2)),
+        *((str(i), (64, 4, 4)) for i in (4, 5)),
+        *((str(i), (16, 16, 16)) for i in (7, 8)),
+        ("1", (4, 4, 4)),  # of the middle block
+    }
+    assert (state(control), state(sd1)) == before
+    assert "depth 1: 16x16 tokens, keys from 8x8 (7 layers, 2 of them in ControlNet)" in str(patch.report)
+
+
+def test_each_copy_is_counted_once(sd1):
+    first, second = Control(sd1), Control(sd1)
+    with controlled(sd1, first, second), patched(sd1) as patch:
+        for _ in range(3):
+            step(patch, sd1)
+    assert "(9 layers, 4 of them in ControlNet)" in str(patch.report)
+
+
+def test_a_copy_that_starts_in_a_later_step(sd1):
+    control = Control(sd1)
+    with patched(sd1) as patch, counted(control) as calls:
+        step(patch, sd1)
+        with controlled(sd1, control):
+            step(patch, sd1)
+        step(patch, sd1)
+    assert calls["control_model.input_blocks.1.1.transformer_blocks.0.attn1"] == [(256, 64, 64)]
+
+
+def test_steps_out_of_range_leave_the_copy_dense(sd1):
+    control = Control(sd1)
+    with controlled(sd1, control), patched(sd1, end=0.5, progress=lambda: 0.5) as patch, counted(control) as calls:
+        step(patch, sd1)
+    assert all(queries == keys for a in attentions(control) for queries, keys, _ in calls[a])
+
+
+def test_depths_of_a_copy_are_those_of_the_unet(sd1):
+    """A smaller ControlNet may lack the attentions on the largest grid, or have some where the U-Net has none."""
+    fewer = make_unet(**{**SD1, "attention_resolutions": [4, 2]})
+    assert {t.halvings: t.depth for t in spatial_transformers(Encoder(fewer), {0: 1, 1: 2, 2: 3, 3: 4})} == {
+        1: 2,
+        2: 3,
+        3: 4,
+    }
+    assert not spatial_transformers(Encoder(fewer), {0: 1})
+    control = Control(fewer)
+    with controlled(sd1, control), patched(sd1, max_depth=2, deeper_factor=4) as patch, counted(control) as calls:
+        step(patch, sd1)
+    assert calls["control_model.input_blocks.4.1.transformer_blocks.0.attn1"] == [(64, 4, 4)]
+
+
+def test_a_unet_with_a_decoder_is_no_copy(sd1):
+    """Another extension may run a U-Net of its own between the steps."""
+    other = make_unet(seed=5, **SD1)
+    with patched(sd1) as patch:
+        patch.before_unet(sd1)
+        dense = call(other)
+        call(sd1)
+    assert torch.equal(dense, call(other))
+
+
+def test_the_watch_for_copies_ends_with_the_first_block(sd1):
+    watching = []
+    handle = sd1.input_blocks[1].register_forward_pre_hook(
+        lambda *args: watching.append(len(torch_module._global_forward_pre_hooks))
+    )
+    with patched(sd1) as patch:
+        patch.before_unet(sd1)
+        assert len(torch_module._global_forward_pre_hooks) == 1
+        call(sd1)
+        patch.before_unet(sd1)
+        patch.before_unet(sd1)
+    handle.remove()
+    assert watching == [0] and not torch_module._global_forward_pre_hooks
+
+
+def test_nothing_watches_over_a_model_without_self_attention():
+    with patched(nn.Linear(2, 2)) as patch:
+        patch.before_unet(nn.Linear(2, 2))
+        assert not torch_module._global_forward_pre_hooks
+
+
+# ---- guidance that relies on as many keys as queries
+
+
+@contextlib.contextmanager
+def values_for_output(unet, name):
+    """Like perturbed-attention guidance by hooks: the identity in place of attention, so values are the output."""
+    attn, values = unet.get_submodule(name), []
+    handles = [
+        attn.to_v.register_forward_hook(lambda module, args, output: values.append(output)),
+        attn.register_forward_hook(lambda module, args, output: attn.to_out(values[-1])),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_values_taken_for_the_output_are_all_there(sd1):
+    top = "input_blocks.1.1.transformer_blocks.0.attn1"
+    with values_for_output(sd1, MIDDLE), values_for_output(sd1, top):
+        with counted(sd1) as calls, patched(sd1, max_depth=4) as patch:
+            call(sd1)
+        perturbed = call(sd1)
+    assert calls[MIDDLE] == [(4, 1, 1), (4, 4, 4)]
+    assert calls[top] == [(256, 64, 64), (256, 256, 256)]
+    assert calls["input_blocks.2.1.transformer_blocks.0.attn1"] == [(256, 64, 64)]
+    assert patch.report.replaced == {MIDDLE, top}
+    assert "2 layers left to another patch that computes their attention itself" in str(patch.report)
+    with patched(sd1, max_depth=4) as patch, counted(sd1) as calls:
+        call(sd1)
+    assert calls[MIDDLE] == [(4, 1, 1)] and not patch.report.replaced
+    assert not torch.equal(call(sd1), perturbed)
+
+
+def own_forward(maps):
+    """Self-attention guidance computes the middle block's attention itself and keeps the map, N x N."""
+
+    def forward(self, x, context=None, mask=None):
+        q, k, v = (
+            rearrange(t, "b n (h d) -> (b h) n d", h=self.heads) for t in (self.to_q(x), self.to_k(x), self.to_v(x))
+        )
+        weights = (q @ k.transpose(1, 2) * self.scale).softmax(-1)
+        maps.append(weights.shape[1:])
+        return self.to_out(rearrange(weights @ v, "(b h) n d -> b n (h d)", h=self.heads))
+
+    return forward
+
+
+def test_a_layer_with_a_forward_of_its_own_is_left_alone(sd1):
+    maps, attn = [], sd1.get_submodule(MIDDLE)
+    attn.forward = own_forward(maps).__get__(attn)
+    try:
+        usual = usual_computation(spatial_transformers(sd1))
+        assert [name for name, a in attentions(sd1).items() if is_computed_differently(a, usual)] == [MIDDLE]
+        with patched(sd1, max_depth=4) as patch, counted(sd1) as calls:
+            call(sd1)
+    finally:
+        del attn.forward
+    assert maps == [(4, 4)] and calls[MIDDLE] == [(4, 4, 4)]
+    assert patch.report.replaced == {MIDDLE} and len(patch.report.layers) == 3
+
+
+@contextlib.contextmanager
+def weights_for_keys(unet):
+    """Feedback-driven generation gives each of the tokens that it hands over a weight, before they are projected.
+
+    The attentions are wrapped within each call of the U-Net.
+    """
+    plain = unet.forward
+
+    def weighted(attn):
+        def forward(self, x, context=None, mask=None):
+            context = torch.cat([x, x], 1)
+            weights = torch.linspace(0, 1, context.shape[1])
+            q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+            assert k.shape[1] == len(weights)
+            return self.to_out((q @ k.transpose(1, 2) * weights).softmax(-1) @ v)
+
+        return forward.__get__(attn)
+
+    def forward(*args):
+        for attn in attentions(unet).values():
+            attn.forward = weighted(attn)
+        try:
+            return plain(*args)
+        finally:
+            for attn in attentions(unet).values():
+                del attn.forward
+
+    unet.forward = forward
+    try:
+        yield
+    finally:
+        del unet.forward
+
+
+def test_attentions_replaced_within_a_call_are_left_alone(sd1):
+    with weights_for_keys(sd1):
+        alone = call(sd1)
+        with patched(sd1, max_depth=4) as patch:
+            assert torch.equal(call(sd1), alone)
+    assert patch.report.replaced == set(attentions(sd1)) and not patch.report.layers
+    assert str(patch.report) == (
+        "nothing downsampled, 16 layers left to another patch that computes their attention itself"
+    )
+
+
+def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
+    """And neither is what has been put back by setting it, which stays on the module for good."""
+    attn, usual = sd1.get_submodule(MIDDLE), usual_computation(spatial_transformers(sd1))
+    plain = attn.forward
+
+    @functools.wraps(plain)
+    def wrapped(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    for forward, own in [(wrapped, False), (plain, False), (lambda *args, **kwargs: plain(*args, **kwargs), True)]:
+        attn.forward = forward
+        assert is_computed_differently(attn, usual) is own
+    del attn.forward
+
+
+def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1):
+    wrapped = list(attentions(sd1).values())
+    with patched(sd1, max_depth=4):
+        expected = call(sd1)
+    for attn in wrapped:
+        attn.forward = lambda *args, plain=attn.forward, **kwargs: plain(*args, **kwargs)
+    try:
+        with patched(sd1, max_depth=4) as patch:
+            assert torch.equal(call(sd1), expected)
+    finally:
+        for attn in wrapped:
+            del attn.forward
+    assert not patch.report.replaced
+
+
+def test_steps_in_which_no_layer_runs_are_counted(sd1):
+    """Caches of blocks skip layers in most steps."""
+    step, whole = [0], sd1.forward
+    with patched(sd1, progress=lambda: step[0] / 4) as patch:
+        for step[0] in range(4):
+            if step[0] % 2:
+                sd1.forward = lambda x, *args: x
+            patch.before_unet(sd1)
+            call(sd1)
+            sd1.forward = whole
+    del sd1.forward
+    assert str(patch.report).endswith("2 of 4 steps")
+
+
+# ---- Forge
+
+
+@pytest.mark.parametrize(
+    ("place", "registered", "found"),
+    [
+        (("input", 4), [], set()),
+        (("input", 4), [("input", 4)], {"first", "second"}),
+        (("input", 4), [("input", 4, 1)], {"second"}),
+        (("input", 4), [("input", 5), ("middle", 0, 0)], set()),
+        (None, [("input", 4)], set()),
+    ],
+)
+def test_replaced_attentions_of_forge(place, registered, found):
+    options = {"patches_replace": {"attn1": dict.fromkeys(registered, print)}, "block": place}
+    x, context = torch.zeros(1), [torch.zeros(1)]
+    names = ["first", "second"]
+    assert replaced_attentions((x, context, options), {}, names) == found
+    assert replaced_attentions((x,), {"context": context, "transformer_options": options}, names) == found
+
+
+def test_without_forges_options_nothing_is_replaced():
+    for options in ({"block": ("input", 1)}, {"patches_replace": {}, "block": ("input", 1)}):
+        assert replaced_attentions((torch.zeros(1), None), {"transformer_options": options}, ["name"]) == set()
+
+
+class ForgeBlocks(nn.Module):
+    """A spatial transformer called Forge's way; what is registered for its block runs in place of attn1."""
+
+    def __init__(self, transformer):
+        super().__init__()
+        self.transformer_blocks = transformer.transformer_blocks
+
+    def forward(self, x, context, options):
+        tokens = x.flatten(2).transpose(1, 2)
+        for i, block in enumerate(self.transformer_blocks):
+            attn, n = block.attn1, block.norm1(tokens)
+            replacement = options.get("patches_replace", {}).get("attn1", {}).get((*options["block"], i))
+            if replacement is None:
+                tokens = tokens + attn(n, context=None)
+            else:
+                tokens = tokens + attn.to_out(replacement(attn.to_q(n), attn.to_k(n), attn.to_v(n)))
+        return tokens
+
+
+def test_a_replacement_sees_as_many_keys_as_queries(sd1):
+    transformer = ForgeBlocks(sd1.input_blocks[1][1])
+    unet = nn.Sequential(transformer)
+    x = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = {"block": ("input", 1), "patches_replace": {"attn1": {("input", 1, 0): lambda q, k, v: v}}}
+    with torch.no_grad(), patched(unet) as patch:
+        replaced = unet[0](x, None, options)
+        assert patch.report.replaced == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
+        unet[0](x, None, {"block": ("input", 1)})
+        assert patch.report.layers
+    with torch.no_grad():
+        assert torch.equal(unet[0](x, None, options), replaced)
+
+
+def test_the_unet_of_a_host(sd1):
+    class Model:
+        def __init__(self, **parts):
+            self.__dict__.update(parts)
+
+    assert unet_of(Model(model=Model(diffusion_model=sd1))) is sd1
+    forge = Model(unet=Model(model=Model(diffusion_model=sd1)))
+    assert unet_of(Model(forge_objects=forge)) is sd1
+    assert unet_of(Model(forge_objects=None, model=Model(diffusion_model=sd1))) is sd1
+
+
+def test_inputs_of_a_copy_and_the_unet_agree(sd1):
+    """The tests above hand the same arguments to both."""
+    assert Control(sd1)(*inputs(sd1, (16, 16))).isfinite().all()

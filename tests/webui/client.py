@@ -85,24 +85,25 @@ class Client:
     @contextlib.contextmanager
     def options(self, **values):
         """Have these WebUI options for a while."""
-        before = self.get("/sdapi/v1/options")
+        before = self.get("/probe/options", names=",".join(values)) if values else {}
         self.post("/sdapi/v1/options", values)
         try:
             yield
         finally:
-            self.post("/sdapi/v1/options", {name: before[name] for name in values})
+            self.post("/sdapi/v1/options", before)
 
     # ---- probe
 
     @contextlib.contextmanager
-    def recording(self, indices=False, fingerprints=False):
+    def recording(self, indices=False, fingerprints=False, controls=False):
         """Record what runs meanwhile: yields a Record that is filled at the end, after an exception too.
 
         `indices`: also find which query token each key and value token is a copy of.
         `fingerprints`: also take `leftovers` before the hires pass and after the sampling of each batch.
+        `controls`: also look into ControlNets; their layers' names begin with "control".
         """
         record = Record()
-        self.post("/probe/start", {"indices": indices, "fingerprints": fingerprints})
+        self.post("/probe/start", {"indices": indices, "fingerprints": fingerprints, "controls": controls})
         try:
             yield record
         finally:

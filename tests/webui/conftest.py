@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 from browser import chromium, find_chromium, open_webui
 from client import Client
-from server import WebUI, find_webui, make_checkpoints
+from compatibility import Table
+from server import REPOSITORY, WebUI, find_extensions, find_webui, make_checkpoints
 
 HERE = Path(__file__).resolve().parent
 NO_WEBUI = "no WebUI"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compatibility", type=Path, help="write the compatibility table of this run into this folder")
 
 
 def is_ours(item):
@@ -46,6 +51,30 @@ def webui(checkpoints, tmp_path_factory):
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def crowd(checkpoints, tmp_path_factory):
+    """A running WebUI with all of other people's extensions that are there, and with `client`."""
+    others = find_extensions()
+    extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
+    arguments = [f"--lora-dir={checkpoints / 'lora'}"]
+    if "sd-webui-controlnet" in others:
+        arguments.append(f"--controlnet-dir={checkpoints / 'control'}")
+    server = WebUI(find_webui(), tmp_path_factory.mktemp("crowd") / "data", checkpoints, extensions, arguments)
+    server.start()
+    server.client = Client(server.url)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def table(request):
+    """The compatibility table of this run."""
+    table = Table()
+    yield table
+    if folder := request.config.getoption("--compatibility"):
+        table.write(folder)
 
 
 @pytest.fixture

@@ -362,7 +362,11 @@ def unet_parts(p):
             torch.nn.init.normal_(weight, std=DRAW["fill"](weight))
         if ".attn1.to_q." in name or ".attn1.to_k." in name:
             weight *= DRAW["gain"]
-    parts = {"model.diffusion_model.": net, "first_stage_model.": build(p["first_stage_config"])}
+    vae = build(p["first_stage_config"])
+    # The host samples from what the encoder says, and not from its seed: a trained one is sure of it, to many digits.
+    vae.quant_conv.weight[4:] = 0
+    vae.quant_conv.bias[4:] = -30
+    parts = {"model.diffusion_model.": net, "first_stage_model.": vae}
     if "conditioner_config" in p:
         build(p["sampler_config"])
         texts = {
@@ -383,6 +387,61 @@ def state_dict(model, seed, dtype):
     parts = sd3_parts() if ".sd3." in model["target"] else unet_parts(model["params"])
     tensors = {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
     return {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
+
+
+# ---- what extensions load beside a checkpoint
+
+# The ControlNet extension knows the sizes of full-size models only; the probe tells it ours.
+CONTROL_CONFIGS = {
+    "tiny": ("controlnet_default_config", {"model_channels": 32}),
+    "tinyxl": (
+        "controlnet_sdxl_mid_config",
+        {
+            "model_channels": 32,
+            "attention_resolutions": [2, 4],
+            "transformer_depth": [0, 2, 4],
+            "transformer_depth_middle": 4,
+            "num_head_channels": 16,
+            "context_dim": CLIP_WIDTH + OPENCLIP_WIDTH,
+            "adm_in_channels": OPENCLIP_WIDTH + 6 * 256,
+        },
+    ),
+}
+
+
+@torch.no_grad()
+def control_weights(net):
+    """A ControlNet whose encoder is that of the U-Net, and whose own layers, zero before training, are random."""
+    torch.manual_seed(8)
+    prefixes = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.")
+    weights = {name: weight for name, weight in net.items() if name.startswith(prefixes)}
+    places = {2 * i: (a, b) for i, (a, b) in enumerate([(3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96)])}
+    width = len(weights["input_blocks.0.0.bias"])
+    layers = {f"input_hint_block.{i}": (a, b, 3) for i, (a, b) in {**places, 12: (96, 256), 14: (256, width)}.items()}
+    blocks = len({name.split(".")[1] for name in weights if name.startswith("input_blocks.")})
+    for i in range(blocks):
+        ends = [name for name in weights if name.startswith(f"input_blocks.{i}.0.") and name.endswith("bias")]
+        channels = len(weights[ends[-1]])
+        layers[f"zero_convs.{i}.0"] = (channels, channels, 1)
+    layers["middle_block_out.0"] = (channels, channels, 1)
+    for name, (ins, outs, size) in layers.items():
+        weights[f"{name}.weight"] = torch.randn(outs, ins, size, size) * (ins * size**2) ** -0.5
+        weights[f"{name}.bias"] = torch.zeros(outs)
+    return weights
+
+
+@torch.no_grad()
+def lora_weights(net):
+    """A LoRA of rank 2 on all keys and values."""
+    torch.manual_seed(9)
+    weights = {}
+    for name, weight in net.items():
+        if name.endswith(("to_k.weight", "to_v.weight")):
+            key = "diffusion_model_" + name.removesuffix(".weight").replace(".", "_")
+            outs, ins = weight.shape
+            weights[f"{key}.lora_up.weight"] = torch.randn(outs, 2)
+            weights[f"{key}.lora_down.weight"] = torch.randn(2, ins) * ins**-0.5
+    return weights
 
 
 def main():
@@ -410,6 +469,13 @@ def main():
             put(path, functools.partial(save_file, weights))
         put_text(path.with_suffix(".yaml"), yaml.safe_dump({"model": model}))
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        if path.stem in CONTROL_CONFIGS:
+            prefix = "model.diffusion_model."
+            net = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            for kind, extra in (("control", control_weights(net)), ("lora", lora_weights(net))):
+                (args.out / kind).mkdir(exist_ok=True)
+                put(args.out / kind / f"{kind}-{name}", functools.partial(save_file, extra))
+    put_text(args.out / "control" / "configs.json", json.dumps(dict(CONTROL_CONFIGS.values()), indent=1))
 
 
 if __name__ == "__main__":

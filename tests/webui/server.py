@@ -44,6 +44,13 @@ def find_webui():
     return root if (root / "launch.py").exists() and python_of(root).exists() else None
 
 
+def find_extensions():
+    """Other people's extensions, name -> folder: all in WEBUI_EXTENSIONS_DIR, or in the usual place."""
+    place = os.environ.get("WEBUI_EXTENSIONS_DIR") or Path.home() / "stable-diffusion-webui-extensions"
+    place = Path(place).expanduser().resolve()
+    return {folder.name: folder for folder in sorted(place.iterdir()) if folder.is_dir()} if place.is_dir() else {}
+
+
 def python_of(root):
     """The Python that the WebUI's own launcher uses."""
     return root / "venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")
@@ -79,7 +86,7 @@ def environment(**more):
 class WebUI:
     """A WebUI process with its data (extensions, settings, outputs, caches) in a folder of its own.
 
-    `extensions` maps names in its extensions/ folder to the folders to put there.
+    `extensions` maps names in its extensions/ folder to the folders to put there: ours as links, others' as copies.
     """
 
     def __init__(self, root, data, checkpoints, extensions=None, arguments=(), settings=None):
@@ -98,6 +105,7 @@ class WebUI:
     def prepare(self):
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(self.settings), encoding="utf-8")
+        (self.data / "ui-config.json").write_text("{}", encoding="utf-8")  # some extensions read it before there is one
         for name, source in self.extensions.items():
             place_extension(source, self.data / "extensions" / name)
         # What SDXL previews are decoded with would be downloaded. That of SD1 has the same shape.
@@ -166,8 +174,11 @@ class WebUI:
 
 
 def place_extension(source, target):
-    """A link, so that what is being worked on is what runs; a copy on Windows, which lets few users make links."""
-    if WINDOWS:
+    """A link, so that what is being worked on is what runs; a copy on Windows, which lets few users make links.
+
+    Other people's are copied: they write into their own folders.
+    """
+    if WINDOWS or REPOSITORY not in (source, *source.parents):
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
     else:
         target.symlink_to(source, target_is_directory=True)

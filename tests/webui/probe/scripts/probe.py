@@ -8,6 +8,8 @@ Every route waits for the host's queue, so that it runs between generations and 
 """
 
 import functools
+import gc
+import importlib
 import json
 import os
 import sys
@@ -19,9 +21,8 @@ from types import SimpleNamespace
 import torch
 from fastapi import Body
 from fastapi.responses import JSONResponse
-from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, sd_unet, shared
+from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, shared
 from modules.call_queue import queue_lock
-from modules.models.sd3 import other_impls, sd3_cond, sd3_impls
 
 
 class Probe:
@@ -33,7 +34,7 @@ class Probe:
 
     def reset(self):
         self.detach()
-        self.recording = self.indices = self.fingerprints = False
+        self.recording = self.indices = self.fingerprints = self.controls = False
         self.fault, self.fired = None, False
         self.forget()
 
@@ -63,7 +64,9 @@ class Probe:
             "sampling_steps": params.total_sampling_steps,
             "sigma": float(params.sigma.max()),
         }
-        self.attach(shared.sd_model.model.diffusion_model)
+        self.attach(current_unet())
+        if self.controls:
+            self.attach_controls()
 
     def attach(self, unet):
         if self.unet is unet:
@@ -71,26 +74,39 @@ class Probe:
         self.detach()
         self.unet = unet
         self.handles.append(unet.register_forward_pre_hook(self.unet_called))
-        for name, transformer in unet.named_modules():
-            if not hasattr(transformer, "transformer_blocks"):
+        self.handles.append(unet.register_forward_hook(self.unet_returned))
+        self.attach_transformers(unet)
+
+    def attach_controls(self):
+        """ControlNets are encoders that lie anywhere but in the U-Net."""
+        for module in [o for o in gc.get_objects() if isinstance(o, torch.nn.Module)]:
+            parts = module._modules
+            if "input_blocks" in parts and "output_blocks" not in parts and id(module) not in self.attached:
+                self.attached[id(module)] = module
+                self.attach_transformers(module, f"control {len(self.attached)}: ")
+
+    def attach_transformers(self, root, prefix=""):
+        for name, transformer in root.named_modules():
+            blocks = getattr(transformer, "transformer_blocks", ())
+            if not any(hasattr(block, "attn1") for block in blocks):
                 continue
             self.handles.append(transformer.register_forward_pre_hook(self.transformer_called))
-            for i, block in enumerate(transformer.transformer_blocks):
-                self.attach_attention(f"{name}.transformer_blocks.{i}.attn1", block.attn1)
-
-    def attach_attention(self, name, attention):
-        self.handles.append(attention.register_forward_pre_hook(lambda module, args: self.attention_called(name)))
-        for key in ("to_q", "to_k", "to_v"):
-            self.handles.append(getattr(attention, key).register_forward_hook(functools.partial(self.projected, key)))
-        self.handles.append(attention.register_forward_hook(self.attention_returned))
+            for i, block in enumerate(blocks):
+                layer = f"{prefix}{name}.transformer_blocks.{i}.attn1"
+                for key in ("to_q", "to_k", "to_v"):
+                    hook = functools.partial(self.projected, layer, key)
+                    self.handles.append(getattr(block.attn1, key).register_forward_hook(hook))
 
     def detach(self):
         for handle in self.handles:
             handle.remove()
-        self.handles, self.unet = [], None
+        self.handles, self.unet, self.attached = [], None, {}
+        self.open, self.early, self.in_unet = {}, [], False
 
     def unet_called(self, module, args):
-        self.call = {**self.place, "call": self.calls_of_pass, "layers": []}
+        # Forge runs ControlNets before the U-Net, the WebUI's extension within its call.
+        self.call = {**self.place, "call": self.calls_of_pass, "layers": self.early}
+        self.open, self.early, self.in_unet = {}, [], True
         self.calls_of_pass += 1
         if self.recording:
             self.calls.append(self.call)
@@ -100,25 +116,24 @@ class Probe:
     def transformer_called(self, module, args):
         self.grid = list(args[0].shape[-2:])
 
-    def attention_called(self, name):
-        self.layer = {"layer": name, "grid": self.grid}
-        self.inputs = {}
+    def unet_returned(self, module, args, output):
+        self.in_unet = False
 
-    def projected(self, key, module, args, output):
+    def projected(self, name, key, module, args, output):
         """A projection of a self-attention has run: a forward hook sees what others' pre-hooks made of its input."""
-        tokens = args[0]
-        self.layer[key] = list(output.shape[:2])
-        self.inputs[key] = tokens
+        layer, inputs = self.open.setdefault(name, ({"layer": name, "grid": self.grid}, {}))
+        layer[key] = list(output.shape[:2])
+        inputs[key] = args[0]
         if key == "to_k" and self.fault and self.fault.get("inside"):
             self.fire_fault()
-
-    def attention_returned(self, module, args, output):
+        if len(inputs) < 3:
+            return
+        del self.open[name]
         if self.indices:
-            queries, keys, values = (self.inputs[key] for key in ("to_q", "to_k", "to_v"))
-            self.layer["key_rows"] = self.rows(queries, keys)
-            self.layer["value_rows"] = self.layer["key_rows"] if values is keys else self.rows(queries, values)
-        self.call["layers"].append(self.layer)
-        self.inputs = {}
+            queries, keys, values = (inputs[key] for key in ("to_q", "to_k", "to_v"))
+            layer["key_rows"] = self.rows(queries, keys)
+            layer["value_rows"] = layer["key_rows"] if values is keys else self.rows(queries, values)
+        (self.call["layers"] if self.in_unet else self.early).append(layer)
 
     def rows(self, queries, keys):
         """Which query token each key token is an exact copy of, per batch entry (-1: of none), as a number of a set."""
@@ -167,9 +182,9 @@ class Probe:
 
     # ---- routes
 
-    def start(self, indices, fingerprints):
+    def start(self, indices, fingerprints, controls):
         self.forget()
-        self.recording, self.indices, self.fingerprints = True, indices, fingerprints
+        self.recording, self.indices, self.fingerprints, self.controls = True, indices, fingerprints, controls
 
     def stop(self):
         self.recording = False
@@ -182,6 +197,11 @@ class Probe:
         self.forget()
         self.detach()
         return record
+
+
+def current_unet():
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    return (forge.unet.model if forge else shared.sd_model.model).diffusion_model
 
 
 def checkpoint_name(model):
@@ -206,29 +226,26 @@ def survives_json(value):
 
 def fingerprint(own_hooks=()):
     """Everything that a patch could have left on models and classes, as text per place, to be compared for equality."""
-    found = {}
-    for model in {
-        id(m): m for m in [*sd_models.model_data.loaded_sd_models, shared.sd_model] if m is not None
-    }.values():
-        checkpoint = checkpoint_name(model)
-        for name, module in model.named_modules():
-            found[f"{checkpoint}: {name}"] = describe_module(module, own_hooks)
+    places = {}
+    for checkpoint, root in watched_models().items():
+        for name, module in root.named_modules():
+            places[f"{checkpoint}: {name}"] = describe_module(module, own_hooks)
     for cls in watched_classes():
         for name, value in vars(cls).items():
             if callable(value) or isinstance(value, (property, staticmethod, classmethod)):
-                found[f"{cls.__module__}.{cls.__qualname__}.{name}"] = label(value)
+                places[f"{cls.__module__}.{cls.__qualname__}.{name}"] = label(value)
     for module in watched_modules():
         for name, value in vars(module).items():
             if callable(value):
-                found[f"{module.__name__}.{name}"] = label(value)
+                places[f"{module.__name__}.{name}"] = label(value)
     for name, value in vars(torch.nn.modules.module).items():
         if name.startswith("_global_") and isinstance(value, dict):
-            found[f"torch: {name}"] = describe_hooks(value, own_hooks)
+            places[f"torch: {name}"] = describe_hooks(value, own_hooks)
     for name, callbacks in script_callbacks.callback_map.items():
-        found[f"callbacks: {name}"] = str(len(callbacks))
+        places[f"callbacks: {name}"] = str(len(callbacks))
     for sampler in sd_samplers.all_samplers:
-        found[f"sampler: {sampler.name}"] = f"{label(sampler.constructor)} {sampler.options}"
-    return found
+        places[f"sampler: {sampler.name}"] = f"{label(sampler.constructor)} {sampler.options}"
+    return places
 
 
 EMPTY = vars(torch.nn.Module())
@@ -255,34 +272,49 @@ def label(value):
     if isinstance(value, torch.nn.Module):
         return type(value).__qualname__
     function = getattr(value, "__func__", value)  # a bound method is a new object at every look
-    return f"{getattr(function, '__qualname__', type(function).__qualname__)}@{id(function):x}"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{name}@{id(function):x}"
+
+
+def watched_models():
+    """All models that the host holds, or on Forge, where they are put together for each use, the U-Net that runs."""
+    if hasattr(shared.sd_model, "forge_objects"):
+        return {checkpoint_name(shared.sd_model): current_unet()}
+    models = [*sd_models.model_data.loaded_sd_models, shared.sd_model]
+    return {checkpoint_name(model): model for model in models if model is not None}
+
+
+def found(module, *names):
+    """These attributes of a module, or the module itself: what of it this host has."""
+    try:
+        module = importlib.import_module(module)
+    except ImportError:
+        return []
+    return [getattr(module, name) for name in names if hasattr(module, name)] if names else [module]
 
 
 def watched_classes():
-    import ldm.modules.attention
-    import ldm.modules.diffusionmodules.openaimodel
-    import sgm.modules.attention
-    import sgm.modules.diffusionmodules.openaimodel
-    from modules import processing, sd_samplers_cfg_denoiser, sd_samplers_common
-    from modules import sd_samplers_kdiffusion as kdiffusion
-    from modules import sd_samplers_timesteps as timesteps
-
-    classes = [sd_samplers_common.Sampler, kdiffusion.KDiffusionSampler, timesteps.CompVisSampler]
-    classes += [sd_samplers_cfg_denoiser.CFGDenoiser, kdiffusion.CFGDenoiserKDiffusion, timesteps.CFGDenoiserTimesteps]
-    classes += [processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img]
-    classes += [processing.StableDiffusionProcessingImg2Img, torch.nn.Module, torch.nn.Linear]
-    for package in (ldm, sgm):
-        attention, openaimodel = package.modules.attention, package.modules.diffusionmodules.openaimodel
-        classes += [attention.CrossAttention, attention.BasicTransformerBlock, attention.SpatialTransformer]
-        classes += [openaimodel.UNetModel, openaimodel.TimestepEmbedSequential]
+    classes = [torch.nn.Module, torch.nn.Linear]
+    classes += found("modules.sd_samplers_common", "Sampler")
+    classes += found("modules.sd_samplers_kdiffusion", "KDiffusionSampler", "CFGDenoiserKDiffusion")
+    classes += found("modules.sd_samplers_timesteps", "CompVisSampler", "CFGDenoiserTimesteps")
+    classes += found("modules.sd_samplers_cfg_denoiser", "CFGDenoiser")
+    kinds = ["StableDiffusionProcessing", "StableDiffusionProcessingTxt2Img", "StableDiffusionProcessingImg2Img"]
+    classes += found("modules.processing", *kinds)
+    for package in ("ldm.modules", "sgm.modules", "ldm_patched.ldm.modules"):
+        classes += found(f"{package}.attention", "CrossAttention", "BasicTransformerBlock", "SpatialTransformer")
+        classes += found(f"{package}.diffusionmodules.openaimodel", "UNetModel", "TimestepEmbedSequential")
+    classes += found("backend.nn.unet", "CrossAttention", "BasicTransformerBlock", "SpatialTransformer")
     return classes
 
 
 def watched_modules():
-    import k_diffusion.sampling
-    from modules import sd_hijack_optimizations, sd_samplers_timesteps_impl
-
-    return [torch.nn.functional, k_diffusion.sampling, sd_samplers_timesteps_impl, sd_hijack_optimizations]
+    return [
+        torch.nn.functional,
+        *found("k_diffusion.sampling"),
+        *found("modules.sd_samplers_timesteps_impl"),
+        *found("modules.sd_hijack_optimizations"),
+    ]
 
 
 # ---- tiny SD3
@@ -290,6 +322,8 @@ def watched_modules():
 
 def shrink_sd3(folder):
     """Let the host make SD3's text encoders and VAE in the sizes of the tiny checkpoint, with tokenizers from there."""
+    from modules.models.sd3 import other_impls, sd3_cond, sd3_impls
+
     sizes = json.loads((folder / "sd3.json").read_text(encoding="utf-8"))
     sd3_cond.CLIPL_CONFIG.update(sizes["clip_l"])
     sd3_cond.CLIPG_CONFIG.update(sizes["clip_g"])
@@ -302,17 +336,32 @@ def shrink_sd3(folder):
             setattr(module, name, tokenizer)
 
 
+# ---- tiny ControlNets
+
+
+def shrink_controlnet(configs):
+    """Tell the ControlNet extension the sizes of the tiny ControlNets."""
+    module = sys.modules.get("scripts.controlnet_model_guess")
+    for name, sizes in json.loads(configs.read_text(encoding="utf-8")).items() if module else ():
+        getattr(module, name).update(sizes)
+
+
 # ---- a U-Net in place of the model's own
 
 
-class ZeroUnet(sd_unet.SdUnet):
-    def forward(self, x, timesteps, context, *args, **kwargs):
-        return torch.zeros_like(x)
+def add_zero_unet():
+    """Offer one that the host's option sd_unet calls "probe: zeros"."""
+    from modules import sd_unet
 
+    class ZeroUnet(sd_unet.SdUnet):
+        def forward(self, x, timesteps, context, *args, **kwargs):
+            return torch.zeros_like(x)
 
-class ZeroUnetOption(sd_unet.SdUnetOption):
-    label = "probe: zeros"  # the value of the host's option sd_unet
-    create_unet = staticmethod(ZeroUnet)
+    class ZeroUnetOption(sd_unet.SdUnetOption):
+        label = "probe: zeros"
+        create_unet = staticmethod(ZeroUnet)
+
+    script_callbacks.on_list_unets(lambda unets: unets.append(ZeroUnetOption()))
 
 
 # ---- what the host calls
@@ -338,9 +387,12 @@ class ProbeScript(scripts.Script):
 
 
 def add_routes(demo, app):
-    def start(indices: bool = Body(False), fingerprints: bool = Body(False)):
+    if shared.cmd_opts.ckpt_dir and (configs := Path(shared.cmd_opts.ckpt_dir) / "control" / "configs.json").exists():
+        shrink_controlnet(configs)
+
+    def start(indices: bool = Body(False), fingerprints: bool = Body(False), controls: bool = Body(False)):
         with queue_lock:
-            probe.start(indices, fingerprints)
+            probe.start(indices, fingerprints, controls)
 
     def record():
         with queue_lock:
@@ -366,6 +418,10 @@ def add_routes(demo, app):
         with queue_lock:
             probe.reset()
 
+    def options(names: str):
+        """Values of the host's options; its own API keeps silent about those that were never set."""
+        return {name: getattr(shared.opts, name) for name in names.split(",")}
+
     def optimizers():
         """The names of the attention optimisations that run on this machine, as the option wants them."""
         return [optimizer.title() for optimizer in sd_hijack.optimizers]
@@ -384,6 +440,7 @@ def add_routes(demo, app):
         ("fault", "GET", fault_state),
         ("reset_fault", "POST", reset_fault),
         ("reset", "POST", reset),
+        ("options", "GET", options),
         ("optimizers", "GET", optimizers),
         ("xyz_axes", "GET", xyz_axes),
     ]:
@@ -404,5 +461,6 @@ if shared.cmd_opts.ckpt_dir and (encoders := Path(shared.cmd_opts.ckpt_dir) / "t
     shrink_sd3(encoders)
 
 script_callbacks.on_app_started(add_routes)
-script_callbacks.on_list_unets(lambda unets: unets.append(ZeroUnetOption()))
+if hasattr(script_callbacks, "on_list_unets"):
+    add_zero_unet()
 script_callbacks.on_cfg_denoiser(probe.before_unet)

@@ -1,0 +1,198 @@
+"""One cell of the compatibility table: what ToDo and something else make of one generation, judged by what was seen.
+
+A cell is judged by the queries, keys and values behind the projections of every self-attention, by the pictures, by
+what is left on models and classes, and by the words under the picture. A status of 200 proves nothing: the host
+swallows what scripts raise.
+"""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from client import kept_rows
+
+TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
+REQUEST = {"width": 256, "height": 128, "steps": 4}
+LEFT = " left to another patch"
+
+# Depth of the spatial transformers by the block they are in, for the two topologies of U-Net.
+SD1_DEPTHS = {
+    **{f"input_blocks.{i}": depth for i, depth in {1: 1, 2: 1, 4: 2, 5: 2, 7: 3, 8: 3}.items()},
+    "middle_block": 4,
+    **{f"output_blocks.{i}": 4 - i // 3 for i in range(3, 12)},
+}
+SDXL_DEPTHS = {
+    **{f"input_blocks.{i}": depth for i, depth in {4: 1, 5: 1, 7: 2, 8: 2}.items()},
+    "middle_block": 2,
+    **{f"output_blocks.{i}": 2 - i // 3 for i in range(6)},
+}
+
+
+class Red(AssertionError):
+    """A cell that is neither right nor left to another patch with words for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbour:
+    """Something else that runs in the same generation.
+
+    name, kind: for the table. request: what it adds to a request, or a function of the run that returns it. options:
+    WebUI options while it runs. method: txt2img or img2img. repository: the folder of the extension, None for what the
+    host has. grids: how many whole grids the context of a self-attention may be made of. models: those it works with.
+    changes_picture: whether its own effect shows in the picture beside ToDo's. may_leave: whether some self-attentions
+    may be left to it. ready: a function of the run that says why it cannot run there, or nothing. repeats: whether it
+    makes the same picture again.
+    """
+
+    name: str
+    kind: str
+    request: dict | Callable = dataclasses.field(default_factory=dict)
+    options: dict = dataclasses.field(default_factory=dict)
+    method: str = "txt2img"
+    repository: str | None = None
+    grids: int = 1
+    models: tuple = ("tiny", "tinyxl")
+    changes_picture: bool = True
+    may_leave: bool = False
+    ready: Callable | None = None
+    repeats: bool = True
+
+
+@dataclasses.dataclass
+class Cell:
+    """A judged cell, as it goes into the machine-readable result."""
+
+    host: str
+    model: str
+    optimization: str
+    sampler: str
+    neighbour: str
+    kind: str
+    outcome: str = "red"  # ok, left, not run or red
+    words: str = ""  # the comment under the picture, or why it was not run, or what was wrong
+    seen: dict = dataclasses.field(default_factory=dict)  # what self-attentions saw -> how many calls
+
+
+class Table:
+    """All cells of a run."""
+
+    def __init__(self):
+        self.cells = []
+
+    def cell(self, **place):
+        cell = Cell(**{"optimization": "sdp", "sampler": "Euler", "neighbour": "none", "kind": "", **place})
+        self.cells.append(cell)
+        return cell
+
+    def write(self, folder):
+        cells = [dataclasses.asdict(cell) for cell in self.cells]
+        (folder / "compatibility.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclasses.dataclass
+class Run:
+    """What neighbours may need to make a request: the client, the model and a picture drawn with it."""
+
+    client: object
+    model: str
+    image: np.ndarray
+
+
+def depth_of(attention, model):
+    block = re.search(r"(input_blocks|output_blocks)\.\d+|middle_block", attention.layer).group()
+    return (SDXL_DEPTHS if "xl" in model else SD1_DEPTHS)[block]
+
+
+def judge(attention, model, grids):
+    """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong."""
+    size = attention.grid[0] * attention.grid[1]
+    factor = TODO["factor"] if depth_of(attention, model) == 1 else TODO["deeper_factor"]
+    rows = kept_rows(attention.grid, factor)
+    if attention.keys != attention.values:
+        return "wrong"
+    if attention.queries != size:
+        return "own" if attention.keys == attention.queries else "wrong"
+    for n in range(1, grids + 1):
+        if attention.keys == n * len(rows):
+            same = {attention.key_rows, attention.value_rows}
+            from_its_own_grid = all(-1 not in row for rows_ in same - {None} for row in rows_)
+            return "right" if n > 1 or not from_its_own_grid or same <= {(rows,), None} else "wrong"
+    return "dense" if attention.keys % size == 0 else "own"
+
+
+def generate(client, model, neighbour, request, todo, **more):
+    """A generation; `request` comes last, neighbours may want sizes and steps of their own."""
+    body = {**REQUEST, **more, **request}
+    if neighbour.method == "img2img":
+        image = body.pop("image")
+        return client.img2img(image, body.pop("mask", None), todo=todo, model=model, **body)
+    return client.txt2img(todo, model, **body)
+
+
+def pictures(result):
+    return result.images
+
+
+def same(a, b, tolerance):
+    """Whether two lists of pictures are the same, to a mean difference per channel value."""
+    return len(a) == len(b) and all(
+        x.shape == y.shape and np.abs(x.astype(int) - y).mean() <= tolerance for x, y in zip(a, b, strict=True)
+    )
+
+
+def check(client, cell, neighbour, model, **more):
+    """Run a cell and judge it. Raises Red."""
+    run = Run(client, model, image_of(client, model))
+    if neighbour.ready and (why := neighbour.ready(run)):
+        cell.outcome, cell.words = "not run", why
+        return
+    request = neighbour.request(run) if callable(neighbour.request) else neighbour.request
+    plain = {"image": request["image"]} if neighbour.method == "img2img" else {}
+    plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
+    with client.options(**neighbour.options):
+        without = pictures(generate(client, model, neighbour, request, None, **more))
+        with client.recording(indices=True, controls=True) as record:
+            with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
+        leftovers = [f"{place}: {text}" for place, text in client.leftovers().items() if "todo" in text.lower()]
+        again = pictures(generate(client, model, neighbour, request, None, **more))
+    alone = pictures(generate(client, model, neighbour, plain, TODO, **more))
+
+    comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
+    # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
+    tolerance = 0.01 if neighbour.method == "img2img" else 0
+    cell.words = comments[-1] if comments else ""
+    judged = [(judge(a, model, neighbour.grids), a) for a in record.attentions]
+    cell.seen = dict(Counter(kind for kind, _ in judged))
+    if leftovers:
+        raise Red(f"left on the model: {leftovers[:3]}")
+    if not comments:
+        raise Red("no words under the picture")
+    if wrong := [a for kind, a in judged if kind == "wrong"]:
+        raise Red(f"wrong keys: {wrong[0]}")
+    left = [a for kind, a in judged if kind in ("dense", "own")]
+    if left and not any(LEFT in comment for comment in comments):
+        raise Red(f"left without words: {left[0]}")
+    if left and not neighbour.may_leave:
+        raise Red(f"left, and should not be: {left[0]}")
+    if not judged:
+        raise Red("no self-attention ran")
+    if neighbour.repeats and not same(without, again, tolerance):
+        raise Red("switched off, the picture is not the one before")
+    if cell.seen.get("right") and same(without, with_todo, tolerance):
+        raise Red("ToDo changes nothing")
+    if neighbour.changes_picture and same(alone, with_todo, tolerance):
+        raise Red("the neighbour changes nothing")
+    cell.outcome = "left" if left else "ok"
+
+
+_images = {}
+
+
+def image_of(client, model):
+    """A picture of that model to start from, the same in all cells."""
+    if (client.url, model) not in _images:
+        _images[client.url, model] = client.txt2img(model=model, **REQUEST).images[0]
+    return _images[client.url, model]

@@ -1,0 +1,155 @@
+"""The neighbours of the compatibility table: what else runs in the same generation, and how to ask for it."""
+
+import numpy as np
+from client import encode
+from compatibility import Neighbour
+
+SMALL = {"width": 128, "height": 64}
+LARGE = {"width": 512, "height": 256, "steps": 2}
+
+
+def mask(run):
+    mask = np.zeros_like(run.image)
+    mask[:, mask.shape[1] // 2 :] = 255
+    return mask
+
+
+def from_image(**more):
+    return lambda run: {"image": run.image, "denoising_strength": 0.6, **more}
+
+
+def script(name, *args, **more):
+    """A selectable script of the host, with its positional arguments."""
+    return lambda run: {
+        "image": run.image,
+        "denoising_strength": 0.6,
+        "script_name": name,
+        "script_args": [*args],
+        **more,
+    }
+
+
+def hypernetwork(run):
+    """A random one, made by the host itself."""
+    if "tiny-hypernetwork" not in [found["name"] for found in run.client.get("/sdapi/v1/hypernetworks")]:
+        options = {"name": "tiny-hypernetwork", "enable_sizes": ["64"], "overwrite_old": True}
+        options |= {"layer_structure": [1, 2, 1], "activation_func": "linear", "weight_init": "XavierNormal"}
+        run.client.post("/sdapi/v1/create/hypernetwork", options)
+    return {"prompt": "a cat <hypernet:tiny-hypernetwork:1>"}
+
+
+HYPERTILE = {
+    "hypertile_enable_unet": True,
+    "hypertile_max_tile_unet": 128,
+    "hypertile_max_depth_unet": 3,
+    "hypertile_swap_size_unet": 1,
+}
+HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, **SMALL}
+
+# ---- what the WebUI itself has
+
+HOST = [
+    Neighbour("none", "", changes_picture=False, models=("tiny", "tiny2v", "tinyxl", "tinyinp")),
+    Neighbour("hires fix", "the host's own", HIRES),
+    Neighbour("img2img", "the host's own", from_image(), method="img2img", changes_picture=False),
+    Neighbour(
+        "inpainting",
+        "the host's own",
+        lambda run: {"image": run.image, "mask": mask(run), "denoising_strength": 0.6},
+        method="img2img",
+        changes_picture=False,
+        models=("tiny", "tinyinp", "tinyxl"),
+    ),
+    Neighbour(
+        "soft inpainting",
+        "the host's own",
+        lambda run: {
+            "image": run.image,
+            "mask": mask(run),
+            "denoising_strength": 0.6,
+            "alwayson_scripts": {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}},
+        },
+        method="img2img",
+    ),
+    Neighbour("SD upscale", "the host's own", script("SD upscale", None, 64, 1, 2), method="img2img"),
+    Neighbour("loopback", "the host's own", script("Loopback", 2, 0.5, "Linear", "None"), method="img2img"),
+    Neighbour(
+        "prompts from file",
+        "the host's own",
+        {"script_name": "Prompts from file or textbox", "script_args": [False, False, "start", "a dog\na bird"]},
+    ),
+    Neighbour(
+        "prompt matrix",
+        "the host's own",
+        {"prompt": "a cat|red", "script_name": "Prompt matrix", "script_args": [False, False, "positive", "comma", 0]},
+    ),
+    Neighbour(
+        "outpainting mk2",
+        "the host's own",
+        script("Outpainting mk2", None, 64, 8, ["left"], 1.0, 0.05),
+        method="img2img",
+    ),
+    Neighbour(
+        "poor man's outpainting",
+        "the host's own",
+        script("Poor man's outpainting", 64, 8, 0, ["left"]),
+        method="img2img",
+    ),
+    Neighbour("tiling", "the host's own", {"tiling": True}),
+    Neighbour("negative guidance minimum sigma", "the host's own", {"s_min_uncond": 4}),
+    Neighbour("Skip Early CFG", "the host's own", options={"skip_early_cond": 0.5}),
+    Neighbour("cond and uncond apart", "the host's own", options={"batch_cond_uncond": False}, changes_picture=False),
+    Neighbour("long prompt", "the host's own", {"prompt": "a cat, " * 40}, changes_picture=False),
+    Neighbour("LoRA", "the host's own", lambda run: {"prompt": f"a cat <lora:lora-{run.model}:1>"}),
+    Neighbour("hypernetwork", "the host's own", hypernetwork, models=("tiny",)),
+    Neighbour("HyperTile", "the host's own", LARGE, options=HYPERTILE, may_leave=True),
+    Neighbour(
+        "token merging", "the host's own", options={"token_merging_ratio": 0.5}, may_leave=True, models=("tiny",)
+    ),
+    Neighbour(
+        "HyperTile and token merging",
+        "the host's own",
+        LARGE,
+        options={**HYPERTILE, "token_merging_ratio": 0.5},
+        may_leave=True,
+    ),
+]
+
+
+# ---- ControlNet
+
+
+def control(run, **unit):
+    return {"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True, "image": encode(run.image), **unit}]}}}
+
+
+def without_control_model(run):
+    models = run.client.get("/controlnet/model_list", update="true")["model_list"]
+    if not any(name.startswith("control-" + run.model) for name in models):
+        return "no ControlNet for this model"
+
+
+def control_model(run):
+    names = run.client.get("/controlnet/model_list")["model_list"]
+    name = next(name for name in names if name.startswith("control-" + run.model))
+    return control(run, module="none", model=name, weight=1.0)
+
+
+CONTROLNET = [
+    Neighbour(
+        "ControlNet reference_only",
+        "context of two grids",
+        lambda run: control(run, module="reference_only", model="None", threshold_a=0.5),
+        repository="sd-webui-controlnet",
+        grids=2,
+    ),
+    Neighbour(
+        "ControlNet model",
+        "copy of the encoder",
+        control_model,
+        repository="sd-webui-controlnet",
+        ready=without_control_model,
+    ),
+]
+
+NEIGHBOURS = [*HOST, *CONTROLNET]

@@ -1,0 +1,21 @@
+"""The compatibility table: what is judged in each cell stands in compatibility.py, the neighbours in neighbours.py."""
+
+import pytest
+from compatibility import check
+from neighbours import NEIGHBOURS
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "model"),
+    [pytest.param(n, model, id=f"{n.name}-{model}") for n in NEIGHBOURS for model in n.models],
+)
+def test_neighbour(crowd, table, neighbour, model):
+    cell = table.cell(host="A1111", model=model, neighbour=neighbour.name, kind=neighbour.kind)
+    if neighbour.repository and neighbour.repository not in crowd.extensions:
+        cell.outcome, cell.words = "not run", f"{neighbour.repository} is not there"
+        pytest.skip(cell.words)
+    try:
+        check(crowd.client, cell, neighbour, model)
+    except Exception as error:
+        cell.outcome, cell.words = "red", str(error)
+        raise

@@ -3,6 +3,8 @@
     python dev.py demo [ARGUMENTS]         the demo (python -m demo)
     python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
     python dev.py lint                     lint only
+    python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
+    python dev.py soak [...]               300 generations at random, in the real WebUI
 
 The environment is .venv beside this file. It is made on first use, which downloads PyTorch and takes minutes, and
 brought up to date whenever pyproject.toml changes.
@@ -53,6 +55,12 @@ def main(command="", *args):
     if command == "demo":
         prepare("demo")
         run("-m", "demo", *args)
+    elif command == "compatibility":
+        prepare("tests")
+        run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", "docs", *args)
+    elif command == "soak":
+        prepare("tests")
+        run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)
     elif command in ("tests", "lint"):
         prepare("tests")
         run("-m", "ruff", "check")

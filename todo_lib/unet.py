@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Iterator
@@ -85,7 +86,9 @@ def computation(attn: nn.Module) -> object:
     A wrapper that names what it wraps (functools.wraps) counts as that.
     """
     function = inspect.unwrap(attn.forward)
-    return getattr(getattr(function, "__func__", function), "__code__", function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    return getattr(getattr(function, "__func__", function), "__code__", type(function))
 
 
 def usual_computation(transformers: list[SpatialTransformer]) -> object:

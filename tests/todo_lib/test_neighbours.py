@@ -263,12 +263,33 @@ def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
     del attn.forward
 
 
-def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1):
+def pass_on(plain, *args, **kwargs):
+    return plain(*args, **kwargs)
+
+
+class PassOn:
+    def __init__(self, plain):
+        self.plain = plain
+
+    def __call__(self, *args, **kwargs):
+        return self.plain(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda plain: lambda *args, **kwargs: plain(*args, **kwargs),
+        lambda plain: functools.partial(pass_on, plain),
+        PassOn,
+    ],
+    ids=["function", "partial", "object"],
+)
+def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1, wrap):
     wrapped = list(attentions(sd1).values())
     with patched(sd1, max_depth=4):
         expected = call(sd1)
     for attn in wrapped:
-        attn.forward = lambda *args, plain=attn.forward, **kwargs: plain(*args, **kwargs)
+        attn.forward = wrap(attn.forward)
     try:
         with patched(sd1, max_depth=4) as patch:
             assert torch.equal(call(sd1), expected)

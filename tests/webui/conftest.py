@@ -9,15 +9,24 @@ from pathlib import Path
 import pytest
 from browser import chromium, find_chromium, open_webui
 from client import Client
-from compatibility import Table
 from server import REPOSITORY, WebUI, find_extensions, find_webui, make_checkpoints
+from table import Table
 
 HERE = Path(__file__).resolve().parent
 NO_WEBUI = "no WebUI"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--compatibility", type=Path, help="write the compatibility table of this run into this folder")
+    parser.addoption("--compatibility", type=Path, help="make the compatibility table, and write it into this folder")
+    parser.addoption("--soak", type=int, help="make so many generations at random on one WebUI")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What takes long, and needs much that is seldom there, is made only when asked for."""
+    for option in ("compatibility", "soak"):
+        if collection_path.name == f"test_{option}.py" and not config.getoption(option, None):
+            return True
+    return None
 
 
 def is_ours(item):
@@ -54,7 +63,7 @@ def webui(checkpoints, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def crowd(checkpoints, tmp_path_factory):
+def crowd(checkpoints, tmp_path_factory, table):
     """A running WebUI with all of other people's extensions that are there, and with `client`."""
     others = find_extensions()
     extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
@@ -62,6 +71,8 @@ def crowd(checkpoints, tmp_path_factory):
     if "sd-webui-controlnet" in others:
         arguments.append(f"--controlnet-dir={checkpoints / 'control'}")
     server = WebUI(find_webui(), tmp_path_factory.mktemp("crowd") / "data", checkpoints, extensions, arguments)
+    for name, folder in {"A1111": server.root, **others}.items():
+        table.add_version(name, folder)
     server.start()
     server.client = Client(server.url)
     yield server
@@ -73,7 +84,7 @@ def table(request):
     """The compatibility table of this run."""
     table = Table()
     yield table
-    if folder := request.config.getoption("--compatibility"):
+    if folder := request.config.getoption("compatibility", None):
         table.write(folder)
 
 

@@ -1,21 +1,72 @@
-"""The compatibility table: what is judged in each cell stands in compatibility.py, the neighbours in neighbours.py."""
+"""The compatibility table: what is judged in each cell stands in compatibility.py, the neighbours in neighbours.py.
+
+Run by a command of its own, `python dev.py compatibility`, which writes the table into docs/.
+"""
+
+import contextlib
 
 import pytest
-from compatibility import check
+from compatibility import check, check_without_unet
 from neighbours import NEIGHBOURS
+
+PLAIN = NEIGHBOURS[0]
+OPTIMIZATIONS = ["sdp", "sdp-no-mem", "sub-quadratic", "V1", "InvokeAI", "Doggettx", "None"]
+# Those that come closest to the attention itself, once with each optimisation.
+CLOSE = ["none", "hires fix", "HyperTile", "token merging", "ControlNet reference_only", "ControlNet model"]
+
+
+@contextlib.contextmanager
+def judging(cell):
+    """A cell stays red, with what went wrong in it, unless all goes well."""
+    try:
+        yield
+    except Exception as error:
+        cell.outcome, cell.words = "red", str(error)
+        raise
+
+
+def check_neighbour(crowd, cell, neighbour, **more):
+    cell.neighbour, cell.kind = neighbour.name, neighbour.kind
+    with judging(cell):
+        if neighbour.repository and neighbour.repository not in crowd.extensions:
+            cell.outcome, cell.words = "not run", f"{neighbour.repository} is not there"
+            pytest.skip(cell.words)
+        check(crowd.client, cell, neighbour, cell.model, **more)
+
+
+@pytest.mark.parametrize("model", PLAIN.models)
+def test_model(crowd, table, model):
+    check_neighbour(crowd, table.cell("models", "A1111", model), PLAIN)
+
+
+def test_model_without_unet(crowd, table):
+    cell = table.cell("models", "A1111", "tinysd3")
+    with judging(cell):
+        check_without_unet(crowd.client, cell, "tinysd3")
+
+
+@pytest.mark.parametrize("name", CLOSE)
+@pytest.mark.parametrize("optimization", OPTIMIZATIONS)
+def test_optimization(crowd, table, optimization, name):
+    cell = table.cell("optimizations", "A1111", "tiny", optimization=optimization)
+    (neighbour,) = [n for n in NEIGHBOURS if n.name == name]
+    names = [*crowd.client.get("/probe/optimizers"), "None"]
+    chosen = next(full for full in names if full.split(" ")[0] == optimization)
+    with crowd.client.options(cross_attention_optimization=chosen):
+        check_neighbour(crowd, cell, neighbour)
+
+
+def test_samplers(crowd, table, subtests):
+    """All that the host offers, second-order ones with every call of a step."""
+    for sampler in [found["name"] for found in crowd.client.get("/sdapi/v1/samplers")]:
+        with subtests.test(sampler):
+            cell = table.cell("samplers", "A1111", "tiny", sampler=sampler)
+            check_neighbour(crowd, cell, PLAIN, sampler_name=sampler, width=128, height=64)
 
 
 @pytest.mark.parametrize(
     ("neighbour", "model"),
-    [pytest.param(n, model, id=f"{n.name}-{model}") for n in NEIGHBOURS for model in n.models],
+    [pytest.param(n, model, id=f"{n.name}-{model}") for n in NEIGHBOURS[1:] for model in n.models],
 )
 def test_neighbour(crowd, table, neighbour, model):
-    cell = table.cell(host="A1111", model=model, neighbour=neighbour.name, kind=neighbour.kind)
-    if neighbour.repository and neighbour.repository not in crowd.extensions:
-        cell.outcome, cell.words = "not run", f"{neighbour.repository} is not there"
-        pytest.skip(cell.words)
-    try:
-        check(crowd.client, cell, neighbour, model)
-    except Exception as error:
-        cell.outcome, cell.words = "red", str(error)
-        raise
+    check_neighbour(crowd, table.cell("neighbours", "A1111", model), neighbour)

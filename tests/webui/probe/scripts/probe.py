@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import torch
 from fastapi import Body
 from fastapi.responses import JSONResponse
@@ -422,6 +423,14 @@ def add_routes(demo, app):
         """Values of the host's options; its own API keeps silent about those that were never set."""
         return {name: getattr(shared.opts, name) for name in names.split(",")}
 
+    def memory():
+        """Megabytes: of this process, and of the tensors that are alive."""
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+        storages = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        resident = psutil.Process().memory_info().rss
+        return {"resident": resident / 1e6, "tensors": sum(storages.values()) / 1e6}
+
     def optimizers():
         """The names of the attention optimisations that run on this machine, as the option wants them."""
         return [optimizer.title() for optimizer in sd_hijack.optimizers]
@@ -441,6 +450,7 @@ def add_routes(demo, app):
         ("reset_fault", "POST", reset_fault),
         ("reset", "POST", reset),
         ("options", "GET", options),
+        ("memory", "GET", memory),
         ("optimizers", "GET", optimizers),
         ("xyz_axes", "GET", xyz_axes),
     ]:

@@ -1,0 +1,94 @@
+"""The compatibility table: its cells, written for machines and for people."""
+
+import dataclasses
+import json
+import re
+import subprocess
+
+from compatibility import Cell
+
+FAMILIES = {
+    "tiny": "SD 1.x",
+    "tiny2v": "SD 2.x (v)",
+    "tinyxl": "SDXL",
+    "tinyinp": "SD 1.x inpainting",
+    "tinysd3": "SD3",
+}
+MARKS = {"ok": "ok", "left": "left", "not run": "–", "red": "**RED**"}
+INTRODUCTION = """\
+# Compatibility
+
+What ToDo and something else make of one generation. This page is written by a test run, `python3 dev.py compatibility`,
+in the real hosts, with small random-weight models on a CPU; the same as data is in
+[compatibility.json](compatibility.json). Every cell is judged by the queries, keys and values that all self-attentions
+saw, by the pictures (both effects are there; switched off, it is the picture without ToDo), by what is left on models
+and classes (nothing), and by the line under the picture, at depths 1 to 4 and factor 2.
+
+- **ok**: all self-attentions had just the keys they should have.
+- **left**: some were left to the other, and the line under the picture says so, in the words quoted.
+- **–**: not run here; why stands below the table.
+"""
+
+
+class Table:
+    """All cells of a run, and the versions of what took part."""
+
+    def __init__(self):
+        self.cells = []
+        self.versions = {}
+
+    def cell(self, table, host, model, **place):
+        cell = Cell(table, host, model, **place)
+        self.cells.append(cell)
+        return cell
+
+    def add_version(self, name, folder):
+        command = ["git", "-C", str(folder), "log", "-1", "--format=%h of %cs"]
+        found = subprocess.run(command, capture_output=True, text=True)
+        self.versions[name] = found.stdout.strip() or "of unknown version"
+
+    def write(self, folder):
+        answer = {"versions": self.versions, "cells": [dataclasses.asdict(cell) for cell in self.cells]}
+        (folder / "compatibility.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        (folder / "compatibility.md").write_text(self.page(), encoding="utf-8")
+
+    def page(self):
+        parts = [INTRODUCTION]
+        parts += self.part("Hosts and models", "models", "host", "model")
+        parts += self.part("Attention optimisations", "optimizations", "optimization", "neighbour")
+        parts += self.part("Samplers", "samplers", "sampler", "host")
+        parts += self.part("Neighbours", "neighbours", "neighbour", "model")
+        parts += ["## Versions", "", *(f"- {name}: {version}" for name, version in sorted(self.versions.items())), ""]
+        return "\n".join(parts)
+
+    def part(self, title, table, down, across):
+        """A section: a table of these two coordinates, and below it what the marks stand for."""
+        cells = [cell for cell in self.cells if cell.table == table]
+        if not cells:
+            return []
+        hosts = list(dict.fromkeys(cell.host for cell in cells))
+        name = {"down": lambda cell: getattr(cell, down), "across": lambda cell: self.column(cell, across, hosts)}
+        rows, columns = ([*dict.fromkeys(map(name[side], cells))] for side in ("down", "across"))
+        found = {(name["down"](cell), name["across"](cell)): cell for cell in cells}
+        kinds = {name["down"](cell): cell.kind for cell in cells if cell.kind}
+        lines = [f"## {title}", "", f"| | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+        for row in rows:
+            marks = [MARKS[found[row, column].outcome] if (row, column) in found else "" for column in columns]
+            lines.append(f"| {row}{f' ({kinds[row]})' if row in kinds else ''} | {' | '.join(marks)} |")
+        notes = {}
+        for (row, column), cell in found.items():
+            if cell.outcome != "ok":
+                notes.setdefault((row, words(cell)), []).append(column)
+        lines += ["", *(f"- {row}, {', '.join(where)}: {text}" for (row, text), where in notes.items()), ""]
+        return lines
+
+    @staticmethod
+    def column(cell, across, hosts):
+        label = FAMILIES.get(cell.model, cell.model) if across == "model" else getattr(cell, across)
+        return f"{cell.host}, {label}" if len(hosts) > 1 and across != "host" else label
+
+
+def words(cell):
+    """What a note says of a cell: of the line under the picture, what was left to whom."""
+    clauses = re.findall(r"(?:nothing downsampled, )?(\d+ layers?[^,;]* left to another patch[^,;]*)", cell.words)
+    return " and ".join(f"“{clause}”" for clause in dict.fromkeys(clauses)) or cell.words.replace("\n", " ")[:300]

@@ -1,0 +1,137 @@
+"""Hundreds of generations on one WebUI, with everything at random: settings, sizes, samplers, neighbours and faults.
+
+Run by a command of its own, `python dev.py soak`.
+"""
+
+import random
+import time
+
+import numpy as np
+from client import RequestFailed
+from compatibility import Run, image_of
+from neighbours import NEIGHBOURS
+
+MODELS = ["tiny", "tinyb", "tinyinp", "tiny2v", "tinyxl"]
+BAD = [{"factor": 9}, {"max_depth": 0}, {"passes": "second"}, {"start": 0.6, "end": 0.5}, {"faktor": 2}, {"auto": 1}]
+
+
+def draw_settings(dice):
+    settings = {
+        "enabled": dice.random() < 0.9,
+        "factor": dice.choice([1, 1.5, 2, 3, 8]),
+        "max_depth": dice.randint(1, 4),
+        "deeper_factor": dice.choice([1, 2, 2.5]),
+        "passes": dice.choice(["both", "first", "hires"]),
+        "auto": dice.random() < 0.2,
+    }
+    settings["start"], settings["end"] = sorted(dice.choice([0, 0.25, 0.5, 0.8, 1]) for _ in range(2))
+    return settings
+
+
+def draw_request(dice, samplers):
+    request = {
+        "width": 8 * dice.randint(8, 36),
+        "height": 8 * dice.randint(8, 36),
+        "steps": dice.randint(1, 6),
+        "sampler_name": dice.choice(samplers),
+        "batch_size": dice.choice([1, 1, 2]),
+        "n_iter": dice.choice([1, 1, 2]),
+        "cfg_scale": dice.choice([1, 7]),
+        "seed": dice.randint(0, 99),
+    }
+    if dice.random() < 0.25:
+        request |= {"enable_hr": True, "hr_scale": dice.choice([1.5, 2]), "hr_upscaler": "Latent"}
+        request |= {"denoising_strength": 0.6, "width": 128, "height": 64}
+    return request
+
+
+def draw_fault(dice):
+    return {
+        "call": dice.randint(0, 3),
+        "pass_name": dice.choice(["first", "hires"]),
+        "action": dice.choice(["raise", "interrupt", "skip"]),
+        "inside": dice.random() < 0.5,
+    }
+
+
+class Soak:
+    def __init__(self, server, dice):
+        self.server, self.client, self.dice = server, server.client, dice
+        self.samplers = [found["name"] for found in self.client.get("/sdapi/v1/samplers")]
+        self.counts = {"made": 0, "refused": 0, "faults": 0, "refused by the host as without ToDo": 0}
+        here = [n for n in NEIGHBOURS if not n.repository or n.repository in server.extensions]
+        self.neighbours = {model: [n for n in here if model in n.models] for model in MODELS}
+
+    def generate(self):
+        """One generation at random; an error must be one that was asked for, or come without ToDo too."""
+        dice = self.dice
+        model = dice.choice(MODELS)
+        neighbour = dice.choice(self.neighbours[model] or NEIGHBOURS[:1])
+        run = Run(self.client, model, image_of(self.client, model))
+        asked = neighbour.request(run) if callable(neighbour.request) else neighbour.request
+        if neighbour.ready and neighbour.ready(run):
+            return
+        request = {**draw_request(dice, self.samplers), **asked}
+        settings = draw_settings(dice)
+        bad = dice.random() < 0.1
+        if bad:
+            settings |= dice.choice(BAD)
+        fault = draw_fault(dice) if dice.random() < 0.2 else None
+        with self.client.options(**neighbour.options):
+            try:
+                if fault:
+                    with self.client.fault(**fault):
+                        self.post(model, request, settings)
+                else:
+                    self.post(model, request, settings)
+            except RequestFailed as error:
+                self.account_for(error, bad, model, request, settings)
+            else:
+                assert not bad or not settings["enabled"], f"made with {settings}"
+                self.counts["made"] += 1
+
+    def post(self, model, request, settings):
+        request = dict(request)
+        if "image" in request:
+            return self.client.img2img(request.pop("image"), request.pop("mask", None), settings, model, **request)
+        return self.client.txt2img(settings, model, **request)
+
+    def account_for(self, error, bad, model, request, settings):
+        if bad and error.status == 422 and "ToDo: " in error.text:
+            self.counts["refused"] += 1
+        elif "probe: injected fault" in error.text:
+            self.counts["faults"] += 1
+        else:
+            try:
+                self.post(model, request, None)
+            except RequestFailed:
+                self.counts["refused by the host as without ToDo"] += 1
+            else:
+                raise error
+
+    def leftovers(self):
+        return [f"{place}: {text}" for place, text in self.client.leftovers().items() if "todo" in text.lower()]
+
+    def at_rest(self):
+        """The picture without ToDo, and the memory that is in use after it."""
+        image = self.client.txt2img(None, "tiny", width=256, height=256, seed=5).image
+        return image, self.client.get("/probe/memory")
+
+
+def test_soak(crowd, pytestconfig):
+    generations = pytestconfig.getoption("soak")
+    soak = Soak(crowd, random.Random(generations))
+    image, _ = soak.at_rest()
+    begin, warm = time.monotonic(), None
+    for i in range(generations):
+        soak.generate()
+        if (i + 1) % 10 == 0:
+            print(f"{i + 1} of {generations}, {time.monotonic() - begin:.0f} s: {soak.counts}", flush=True)
+            assert soak.leftovers() == []
+        if i + 1 == generations // 2:  # by now most models and neighbours have been here
+            _, warm = soak.at_rest()
+    last, end = soak.at_rest()
+    print(f"memory at half time {warm}, at the end {end}")
+    assert np.array_equal(last, image)
+    assert end["tensors"] <= warm["tensors"] * 1.02
+    assert end["resident"] <= warm["resident"] * 1.05

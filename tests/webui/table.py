@@ -48,6 +48,7 @@ class Table:
         self.versions[name] = found.stdout.strip() or "of unknown version"
 
     def write(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
         answer = {"versions": self.versions, "cells": [dataclasses.asdict(cell) for cell in self.cells]}
         (folder / "compatibility.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
         (folder / "compatibility.md").write_text(self.page(), encoding="utf-8")
@@ -70,16 +71,27 @@ class Table:
         name = {"down": lambda cell: getattr(cell, down), "across": lambda cell: self.column(cell, across, hosts)}
         rows, columns = ([*dict.fromkeys(map(name[side], cells))] for side in ("down", "across"))
         found = {(name["down"](cell), name["across"](cell)): cell for cell in cells}
-        kinds = {name["down"](cell): cell.kind for cell in cells if cell.kind}
+        kinds = {name["down"](cell): cell.kind for cell in cells if cell.kind and down == "neighbour"}
         lines = [f"## {title}", "", f"| | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
         for row in rows:
             marks = [MARKS[found[row, column].outcome] if (row, column) in found else "" for column in columns]
             lines.append(f"| {row}{f' ({kinds[row]})' if row in kinds else ''} | {' | '.join(marks)} |")
-        notes = {}
+        return [*lines, "", *self.notes(found), ""]
+
+    @staticmethod
+    def notes(found):
+        """What the marks stand for: a line for each text, and the cells it is true of."""
+        rows_of = {}
         for (row, column), cell in found.items():
             if cell.outcome != "ok":
-                notes.setdefault((row, words(cell)), []).append(column)
-        lines += ["", *(f"- {row}, {', '.join(where)}: {text}" for (row, text), where in notes.items()), ""]
+                rows_of.setdefault(words(cell), {}).setdefault(row, []).append(column)
+        lines = []
+        for text, rows in rows_of.items():
+            groups = {}
+            for row, columns in rows.items():
+                groups.setdefault(tuple(columns), []).append(row)
+            places = [f"{', '.join(rows)} ({', '.join(columns)})" for columns, rows in groups.items()]
+            lines.append(f"- {'; '.join(places)}: {text}")
         return lines
 
     @staticmethod

@@ -189,6 +189,15 @@ def test_a_worker_without_todo_is_not_told_of_when_off(half):
     assert "made without it" not in done.log
 
 
+def test_a_worker_without_todo_is_told_beside_a_grid(half):
+    """As in the browser."""
+    with half.main.client.options(return_grid=True), Recording(half.main, half.bare) as done:
+        result = half.main.client.txt2img(TODO, batch_size=2, save_images=True)
+    assert result.info["index_of_first_image"] == 1 and len(result.images) == 3
+    assert [SETTINGS in text for text in result.info["infotexts"]] == [True, True, False]
+    assert len(done.comments()) == 2 and "ToDo: 1 of 2 pictures were made without it" in done.comments()[1]
+
+
 @pytest.mark.parametrize("name", ["worker", "bare"])
 def test_it_is_told_where_infotexts_of_workers_get_lost(machines, name):
     """That extension puts them one place too late where the option for a grid is on and none is made."""

@@ -11,7 +11,7 @@ import sys
 import gradio as gr
 import torch
 from modules import script_callbacks, scripts, shared
-from modules.infotext_utils import PasteField
+from modules.infotext_utils import PasteField, parse_generation_parameters
 from modules.sd_samplers_common import Sampler
 from modules.ui_components import InputAccordion
 
@@ -52,6 +52,11 @@ class ToDoScript(scripts.Script):
             return gr.Checkbox(**common)
         return gr.Slider(minimum=field.minimum, maximum=field.maximum, step=field.step, **common)
 
+    def before_process(self, p, *args):
+        # Who fetches pictures from elsewhere may write their infotexts in `postprocess`: ours comes after all others'.
+        if hasattr(p.scripts, "ordered_callbacks"):  # not in Forge Classic
+            p.scripts.ordered_callbacks("postprocess").sort(key=lambda callback: callback.callback is self)
+
     def process(self, p, *args):
         # Copies of one processing object share these two: the cells of an X/Y/Z plot, whose texts would show up in the
         # next one, and the one on which a detailer calls all scripts again, which must not take ours from the original.
@@ -62,7 +67,7 @@ class ToDoScript(scripts.Script):
         except SettingsError:
             return  # the sampler will raise it: an exception from here would be swallowed
         if settings.enabled:
-            p.todo_passes = {}
+            p.todo_passes, p.todo_pictures = {}, 0
             p.extra_generation_params.update(settings.to_infotext())
 
     def process_batch(self, p, *args, **kwargs):
@@ -71,6 +76,23 @@ class ToDoScript(scripts.Script):
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         _begin(p, args)
+
+    def postprocess_batch(self, p, *args, images, **kwargs):
+        if hasattr(p, "todo_pictures"):
+            p.todo_pictures += len(images)
+
+    def postprocess(self, p, processed, *args):
+        """Pictures that another extension has had made elsewhere may have been made without ToDo."""
+        if hasattr(p, "todo_passes"):
+            wanted = {key: value for key, value in p.extra_generation_params.items() if key in INFOTEXT_KEYS}
+        else:  # process() found ToDo off, or was not called because all pictures are made elsewhere
+            settings = Settings.from_args(args)
+            wanted = settings.to_infotext() if settings.enabled else {}
+        if wanted:
+            infotexts = processed.infotexts[processed.index_of_first_image :]
+            for doubt in _doubts(wanted, [text for text in infotexts if text], getattr(p, "todo_pictures", 0)):
+                processed.comments += f"{doubt}\n"
+                logger.warning(doubt)
 
 
 def _begin(p, args, name=""):
@@ -118,6 +140,24 @@ def _tell(p, name, text):
 
 def _comment(passes):
     return "ToDo: " + "; ".join(f"{name}: {text}" if name else text for name, text in passes.items())
+
+
+def _doubts(wanted, infotexts, made_here):
+    """Why some of the pictures with these infotexts may have been made without what is wanted to stand in them."""
+    found = [parse_generation_parameters(text, []) for text in infotexts]
+    if without := sum(not wanted.items() <= params.items() for params in found):
+        settings = ", ".join(f"{key}: {value}" for key, value in wanted.items())
+        yield (
+            f"ToDo: {without} of {len(found)} pictures were made without it: their infotext lacks '{settings}'. "
+            "Is it installed wherever they were made?"
+        )
+    # The first is ours. Those from elsewhere say more than ours do: where they are from.
+    untold = sum(params.keys() == found[0].keys() for params in found) - made_here
+    if made_here and untold > 0:
+        yield (
+            f"ToDo: {untold} of {len(found)} pictures were made elsewhere, with it or without: "
+            "their infotext was written here"
+        )
 
 
 # ---- around the sampling of one pass

@@ -247,6 +247,74 @@ def test_an_interrupted_job(host, run, watch):
     assert re.fullmatch(r"ToDo: first pass: .*\(3 layers\), 2 of [24] steps", job.comment)
 
 
+# ---- pictures made elsewhere
+
+
+@pytest.fixture
+def fetch(host, monkeypatch):
+    """Another extension, loaded after ToDo, puts pictures with these infotexts behind those of the job."""
+
+    def fetching(*infotexts):
+        def postprocess(script, p, processed):
+            processed.infotexts.extend(infotexts)
+
+        monkeypatch.setattr(host.witness.Script, "postprocess", postprocess)
+
+    return fetching
+
+
+def test_pictures_from_elsewhere_made_without_it(run, fetch, caplog):
+    fetch("a\nSteps: 4", "a\nSteps: 4, ToDo factor: 2.5, ToDo max depth: 1")
+    comments = run.txt2img(batch_size=2).comments
+    assert comments[1:] == [
+        "ToDo: 2 of 4 pictures were made without it: their infotext lacks 'ToDo factor: 2, ToDo max depth: 1'. "
+        "Is it installed wherever they were made?"
+    ]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == comments[1:]
+
+
+def test_pictures_from_elsewhere_made_with_it_or_untold(run, fetch, caplog):
+    for infotext in ("a\nSteps: 4, ToDo factor: 2, ToDo max depth: 1, Worker: b", ""):
+        fetch(infotext)
+        assert len(run.txt2img().comments) == 1
+    fetch("a\nSteps: 4", "a\nSteps: 4, ToDo factor: 2, ToDo max depth: 1")
+    assert run("txt2img", {"factor": 3}).comments == []
+    assert caplog.records == []
+
+
+def test_pictures_from_elsewhere_with_infotexts_from_here(run, monkeypatch, host, caplog):
+    """The settings stand there, but not because somebody acted on them."""
+
+    def postprocess(script, p, processed):
+        processed.infotexts.append(processed.infotexts[0].replace("Seed: 1", "Seed: 2"))
+
+    monkeypatch.setattr(host.witness.Script, "postprocess", postprocess)
+    comments = run.txt2img(batch_size=2, n_iter=2, steps=1).comments
+    told = "ToDo: 1 of 5 pictures were made elsewhere, with it or without: their infotext was written here"
+    assert comments[1:] == [told]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [told]
+
+
+def test_no_word_of_elsewhere_after_an_interruption(host, run):
+    """The host writes one infotext even where no picture was made."""
+    p = run.prepare("txt2img", {"enabled": True})
+    host.shared.state.interrupted = True
+    assert host.processing.process_images(p).comments == ""
+
+
+def test_all_pictures_from_elsewhere(host, run):
+    """Nothing is called here but before_process() and postprocess()."""
+    for settings, lines in [({"enabled": True}, 1), ({}, 0)]:
+        p = run.prepare("txt2img", settings)
+        result = host.processing.Processed(p, [], ["a\nSteps: 4"])
+        p.scripts.before_process(p)
+        p.scripts.postprocess(p, result)
+        assert result.comments.count("1 of 1 pictures were made without it") == lines
+
+
+# ---- the log
+
+
 def test_the_log_has_the_same(run, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
         job = run.txt2img(enable_hr=True, steps=1)

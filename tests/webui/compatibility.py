@@ -154,6 +154,8 @@ def check(client, cell, neighbour, model, **more):
         raise Red(f"left on the model: {leftovers[:3]}")
     if not comments:
         raise Red("no words under the picture")
+    if false := [line for line in comments if "were made" in line]:
+        raise Red(f"no picture was made elsewhere: {false[0]}")
     if wrong := [a for kind, a in judged if kind == "wrong"]:
         raise Red(f"wrong keys: {wrong[0]}")
     left = [a for kind, a in judged if kind in ("dense", "own")]

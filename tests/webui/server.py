@@ -51,6 +51,16 @@ def find_extensions():
     return {folder.name: folder for folder in sorted(place.iterdir()) if folder.is_dir()} if place.is_dir() else {}
 
 
+def find_distributed():
+    """The extension stable-diffusion-webui-distributed, at WEBUI_DISTRIBUTED_DIR or the usual place, or None.
+
+    Not among the others of find_extensions: on its first picture it would have every WebUI measure its own speed.
+    """
+    place = os.environ.get("WEBUI_DISTRIBUTED_DIR") or Path.home() / "stable-diffusion-webui-distributed"
+    place = Path(place).expanduser().resolve()
+    return place if (place / "scripts" / "distributed.py").exists() else None
+
+
 def python_of(root):
     """The Python that the WebUI's own launcher uses."""
     return root / "venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")

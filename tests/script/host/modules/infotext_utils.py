@@ -29,7 +29,7 @@ def create_infotext(p):
     return f"{p.prompt}\n" + ", ".join(f"{key}: {quote(value)}" for key, value in params.items())
 
 
-def parse_generation_parameters(text):
+def parse_generation_parameters(text, skip_fields=None):
     prompt, _, last = text.rpartition("\n")
     params = {key: json.loads(value) if value[:1] == '"' else value for key, value in _PARAM.findall(last)}
     return {"Prompt": prompt, **params}

@@ -108,12 +108,15 @@ class Processed:
         self.images = images
         self.infotexts = infotexts
         self.info = infotexts[0]
+        self.index_of_first_image = 0
         self.comments = "".join(f"{comment}\n" for comment in p.comments)
         self.extra_generation_params = p.extra_generation_params
 
 
 @torch.no_grad()
 def process_images(p):
+    if p.scripts is not None:
+        p.scripts.before_process(p)
     sd_models.load()
     if p.scripts is not None:
         p.scripts.process(p)

@@ -12,6 +12,7 @@ from modules import errors, script_callbacks
 
 AlwaysVisible = object()
 ScriptClassData = namedtuple("ScriptClassData", "script_class path basedir module")
+ScriptCallback = namedtuple("ScriptCallback", "name callback")
 
 scripts_data = []
 scripts_txt2img = None
@@ -72,6 +73,7 @@ class ScriptRunner:
         self.alwayson_scripts = []
         self.infotext_fields = []
         self.inputs = [None]
+        self.callback_map = {}
 
     def initialize_scripts(self, is_img2img):
         for data in scripts_data:
@@ -102,15 +104,20 @@ class ScriptRunner:
     def script(self, title):
         return next(script for script in self.scripts if script.title().lower() == title.lower())
 
+    def ordered_callbacks(self, method):
+        """Who has this method, in the order in which they are called."""
+        if method not in self.callback_map:
+            callbacks = [ScriptCallback(script.title(), script) for script in self.alwayson_scripts]
+            self.callback_map[method] = [found for found in callbacks if hasattr(found.callback, method)]
+        return self.callback_map[method]
+
     def __getattr__(self, method):
         """Runner methods have the name of the script method that they call on every script that is always on."""
         if method.startswith("_"):
             raise AttributeError(method)
 
         def run(p, *before, **kwargs):
-            for script in self.alwayson_scripts:
-                if not hasattr(script, method):
-                    continue
+            for script in [callback.callback for callback in self.ordered_callbacks(method)]:
                 try:
                     args = p.script_args[script.args_from : script.args_to]
                     getattr(script, method)(p, *before, *args, **kwargs)

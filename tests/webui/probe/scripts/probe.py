@@ -171,8 +171,7 @@ class Probe:
         if self.recording:
             self.generations.append(
                 {
-                    "comments": processed.comments,
-                    "infotexts": processed.infotexts,
+                    "processed": processed,  # other scripts may write into it after us
                     "not_json": [name for name, value in vars(p).items() if not survives_json(value)],
                     "attributes": sorted(vars(p)),
                 }
@@ -189,6 +188,9 @@ class Probe:
 
     def stop(self):
         self.recording = False
+        for generation in self.generations:
+            processed = generation.pop("processed")
+            generation.update(comments=processed.comments, infotexts=processed.infotexts)
         record = {
             "calls": self.calls,
             "row_sets": list(self.row_sets),

@@ -71,6 +71,10 @@ class ToDoScript(scripts.Script):
             p.extra_generation_params.update(settings.to_infotext())
 
     def process_batch(self, p, *args, **kwargs):
+        with contextlib.suppress(SettingsError):  # the sampler will raise it
+            settings = Settings.from_args(args)
+            if settings.enabled:  # again: another extension may have written under the same key
+                p.extra_generation_params.update(settings.to_infotext())
         if "sample" in vars(p):
             _announce_samplings(p, functools.partial(_begin, p, args))
 

@@ -12,7 +12,13 @@ from todo_lib.forge import replaced_attentions
 from todo_lib.grid import kept_size, kept_tokens
 from todo_lib.report import CONTROL, Grid, Report
 from todo_lib.settings import Settings
-from todo_lib.unet import SpatialTransformer, is_computed_differently, spatial_transformers, usual_computation
+from todo_lib.unet import (
+    SpatialTransformer,
+    is_computed_by_hooks,
+    is_computed_differently,
+    spatial_transformers,
+    usual_computation,
+)
 
 
 class Patch:
@@ -94,8 +100,6 @@ class Patch:
             for name, attn in transformer.attentions.items():
                 shorten = keys.shortener(prefix + name)
                 self._handles += (layer.register_forward_pre_hook(shorten) for layer in (attn.to_k, attn.to_v))
-                check = keys.checker(prefix + name)
-                self._handles.append(attn.register_forward_hook(check, with_kwargs=True))
 
     def _look(self, module: nn.Module, args: tuple) -> None:
         parts = module._modules
@@ -138,11 +142,10 @@ class _Keys:
         self.kept: Grid = (0, 0)
         # (projection, tokens, kept tokens) of to_k or to_v, whichever came first; the other one takes the same.
         self.last: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
-        self.keys = 0  # how many the call of the attention under way has; 0 if they are all there
 
     def see_grid(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
-        self.last, self.keys = None, 0
+        self.last = None
         position = self.patch.progress()
         self.patch.report.steps.add(position)
         self.grid = self.kept = tuple(args[0].shape[-2:])
@@ -151,7 +154,9 @@ class _Keys:
             self.patch.report.active_steps.add(position)
             self.kept = kept
             self.replaced = {
-                name for name, attn in self.attentions.items() if is_computed_differently(attn, self.usual)
+                name
+                for name, attn in self.attentions.items()
+                if is_computed_differently(attn, self.usual) or is_computed_by_hooks(attn)
             }
             self.replaced |= replaced_attentions(args, kwargs, list(self.attentions))
 
@@ -176,27 +181,8 @@ class _Keys:
                 return None
             index = self.patch.kept_tokens(self.grid, self.kept, grids, tokens.device)
             kept = tokens.index_select(1, index)
-            self.last, self.keys = (projection, tokens, kept), kept.shape[1]
+            self.last = (projection, tokens, kept)
             report.layers.setdefault((self.depth, self.grid, self.kept), set()).add(name)
             return (kept, *args[1:])
 
         return shorten
-
-    def checker(self, name: str) -> Callable:
-        """The hook on the output of the self-attention `name`: where another one put values in its place, do it again.
-
-        Guidance that perturbs the attention takes the values (B, N, C) for the output. With fewer values the next layer
-        would fail, so this one call is repeated with all of them.
-        """
-
-        def check(attn: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor):
-            keys, self.keys = self.keys, 0
-            if not keys or not args or output.shape[1] != keys or args[0].shape[1] == keys:
-                return None
-            self.replaced.add(name)
-            try:
-                return attn(*args, **kwargs)
-            finally:
-                self.replaced.discard(name)  # in a call without guidance all is well
-
-        return check

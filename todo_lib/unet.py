@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -105,6 +105,22 @@ def is_computed_differently(attn: nn.Module, usual: object) -> bool:
     began is another matter: an attention implementation, or a wrapper that stays for good.
     """
     return "forward" in vars(attn) and computation(attn) not in (usual, _computation_of_class(attn))
+
+
+def is_computed_by_hooks(attn: nn.Module) -> bool:
+    """Whether another patch computes this self-attention by forward hooks.
+
+    One takes the keys or values that the projections make, the other one puts something in place of the output: each
+    alone looks on, or changes what the attention itself has made.
+    """
+    takers = {_module_of(hook) for layer in (attn.to_k, attn.to_v) for hook in layer._forward_hooks.values()}
+    return any(_module_of(hook) in takers for hook in attn._forward_hooks.values())
+
+
+def _module_of(hook: Callable) -> str:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return hook.__module__
 
 
 def _computation_of_class(attn: nn.Module) -> object:

@@ -46,6 +46,18 @@ def test_in_every_picture(run):
     assert all("ToDo factor: 2, ToDo max depth: 1" in text for text in job.result.infotexts)
 
 
+def test_what_another_extension_wrote_under_the_same_key(run, watch):
+    """The extension sd-webui-token-downsampling does, if both are on."""
+
+    def overwrite(moment, p):
+        if moment == "process":
+            p.extra_generation_params.update({"ToDo factor": 5.0, "ToDo factor2": 1.0})
+
+    with watch(overwrite):
+        job = run.txt2img({"factor": 3}, n_iter=2, steps=1)
+    assert job.params == {"ToDo factor": "3", "ToDo max depth": "1", "ToDo factor2": "1.0"}
+
+
 # ---- reading back
 
 SETTINGS = [

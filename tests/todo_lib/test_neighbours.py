@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from tests.todo_lib.unets import SD1, Encoder, attentions, call, counted, inputs, make_unet, patched, state
 from todo_lib.forge import replaced_attentions, unet_of
-from todo_lib.unet import is_computed_differently, spatial_transformers, usual_computation
+from todo_lib.unet import is_computed_by_hooks, is_computed_differently, spatial_transformers, usual_computation
 
 MIDDLE = "middle_block.1.transformer_blocks.0.attn1"
 
@@ -144,35 +144,63 @@ def test_nothing_watches_over_a_model_without_self_attention():
 
 
 @contextlib.contextmanager
-def values_for_output(unet, name):
-    """Like perturbed-attention guidance by hooks: the identity in place of attention, so values are the output."""
-    attn, values = unet.get_submodule(name), []
-    handles = [
-        attn.to_v.register_forward_hook(lambda module, args, output: values.append(output)),
-        attn.register_forward_hook(lambda module, args, output: attn.to_out(values[-1])),
-    ]
+def computed_by_hooks(unet, name):
+    """Perturbed-attention guidance: a hook keeps the values, another one puts the identity times them for the output.
+
+    In the guidance's own calls of the U-Net only, but it takes the values in all of them.
+    """
+    attn, guiding = unet.get_submodule(name), []
+    taken = {}
+
+    def take(to_v, args, output):
+        taken["values"] = output
+
+    def perturb(attn, args, output):
+        if guiding:
+            return torch.einsum("ij,bjk->bik", torch.eye(output.shape[1]), taken["values"])
+
+    handles = [attn.register_forward_hook(perturb), attn.to_v.register_forward_hook(take)]
     try:
-        yield
+        yield guiding
     finally:
         for handle in handles:
             handle.remove()
 
 
-def test_values_taken_for_the_output_are_all_there(sd1):
-    top = "input_blocks.1.1.transformer_blocks.0.attn1"
-    with values_for_output(sd1, MIDDLE), values_for_output(sd1, top):
-        with counted(sd1) as calls, patched(sd1, max_depth=4) as patch:
-            call(sd1)
-        perturbed = call(sd1)
-    assert calls[MIDDLE] == [(4, 1, 1), (4, 4, 4)]
-    assert calls[top] == [(256, 64, 64), (256, 256, 256)]
-    assert calls["input_blocks.2.1.transformer_blocks.0.attn1"] == [(256, 64, 64)]
-    assert patch.report.replaced == {MIDDLE, top}
-    assert "2 layers left to another patch that computes their attention itself" in str(patch.report)
-    with patched(sd1, max_depth=4) as patch, counted(sd1) as calls:
-        call(sd1)
-    assert calls[MIDDLE] == [(4, 1, 1)] and not patch.report.replaced
-    assert not torch.equal(call(sd1), perturbed)
+def test_a_layer_computed_by_hooks_is_left_alone(sd1):
+    with computed_by_hooks(sd1, MIDDLE) as guiding, patched(sd1, max_depth=4) as patch, counted(sd1) as calls:
+        plain = call(sd1)
+        guiding.append(True)
+        guided = call(sd1)
+    assert calls[MIDDLE] == [(4, 4, 4)] * 2
+    assert calls["input_blocks.1.1.transformer_blocks.0.attn1"] == [(256, 64, 64)] * 2
+    assert patch.report.replaced == {MIDDLE} and len(patch.report.layers) == 3
+    assert "1 layer left to another patch that computes their attention itself" in str(patch.report)
+    assert not torch.equal(plain, guided)
+
+
+def look(*args):
+    """A hook that changes nothing."""
+
+
+@pytest.mark.parametrize(
+    ("hooks", "computed"),
+    [
+        ({"": look, "to_v": look}, True),
+        ({"": look, "to_k": functools.partial(look)}, True),
+        ({"": look, "to_q": look}, False),
+        ({"to_k": look, "to_v": look}, False),
+        ({"": look, "to_v": nn.functional.relu}, False),  # of two who do not know of each other
+        ({}, False),
+    ],
+)
+def test_what_computing_by_hooks_is(hooks, computed):
+    attn = nn.Module()
+    for name in ("to_q", "to_k", "to_v"):
+        attn.add_module(name, nn.Linear(1, 1))
+    for name, hook in hooks.items():
+        attn.get_submodule(name).register_forward_hook(hook)
+    assert is_computed_by_hooks(attn) is computed
 
 
 def own_forward(maps):

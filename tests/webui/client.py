@@ -157,6 +157,7 @@ class Attention:
     steps: int  # CFGDenoiser.steps
     sampling_step: int  # state.sampling_step at the time
     sigma: float
+    todo: bool  # whether ToDo's script is among those of this generation: not in all that others nest into one
     layer: str
     depth: int  # by the grids that this U-Net call had
     grid: tuple  # (H, W)
@@ -179,7 +180,7 @@ class Record:
         sets = [tuple(tuple(rows) for rows in row_set) for row_set in answer["row_sets"]]
         self.calls, self.between, self.generations = answer["calls"], answer["between"], answer["generations"]
         for call in self.calls:
-            names = ("model", "iteration", "sampler", "call", "step", "steps", "sampling_step", "sigma")
+            names = ("model", "iteration", "sampler", "call", "step", "steps", "sampling_step", "sigma", "todo")
             common = {name: call[name] for name in names}
             sizes = sorted({h * w for h, w in (layer["grid"] for layer in call["layers"])}, reverse=True)
             for layer in call["layers"]:

@@ -43,7 +43,7 @@ class Neighbour:
     host has. grids: how many whole grids the context of a self-attention may be made of. models: those it works with.
     changes_picture: whether its own effect shows in the picture beside ToDo's. may_leave: whether some self-attentions
     may be left to it. ready: a function of the run that says why it cannot run there, or nothing. repeats: whether it
-    makes the same picture again.
+    makes the same picture again. shows_todo: whether ToDo's effect shows in the picture beside its own.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Neighbour:
     may_leave: bool = False
     ready: Callable | None = None
     repeats: bool = True
+    shows_todo: bool = True
 
 
 @dataclasses.dataclass
@@ -91,12 +92,17 @@ def depth_of(attention, model):
 
 
 def judge(attention, model, grids):
-    """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong."""
+    """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong.
+
+    off where it has to be dense: in a nested generation which the host was told to make without ToDo.
+    """
     size = attention.grid[0] * attention.grid[1]
     factor = TODO["factor"] if depth_of(attention, model) == 1 else TODO["deeper_factor"]
     rows = kept_rows(attention.grid, factor)
     if attention.keys != attention.values:
         return "wrong"
+    if not attention.todo:
+        return "off" if attention.keys == attention.queries == size else "wrong"
     if attention.queries != size:
         return "own" if attention.keys == attention.queries else "wrong"
     for n in range(1, grids + 1):
@@ -127,8 +133,9 @@ def same(a, b, tolerance):
     )
 
 
-def check(client, cell, neighbour, model, **more):
+def check(server, cell, neighbour, model, **more):
     """Run a cell and judge it. Raises Red."""
+    client = server.client
     run = Run(client, model, image_of(client, model))
     if neighbour.ready and (why := neighbour.ready(run)):
         cell.outcome, cell.words = "not run", why
@@ -136,13 +143,16 @@ def check(client, cell, neighbour, model, **more):
     request = neighbour.request(run) if callable(neighbour.request) else neighbour.request
     plain = {"image": request["image"]} if neighbour.method == "img2img" else {}
     plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
+    # This one first: some extensions look at the model before the host has loaded that of the request.
+    alone = pictures(generate(client, model, neighbour, plain, TODO, **more))
+    position = server.log_size()
     with client.options(**neighbour.options):
         without = pictures(generate(client, model, neighbour, request, None, **more))
+        own = of_todo(client)  # a neighbour may be called much the same
         with client.recording(indices=True, controls=True) as record:
             with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
-        leftovers = [f"{place}: {text}" for place, text in client.leftovers().items() if "todo" in text.lower()]
+        leftovers = [line for line in of_todo(client) if line not in own]
         again = pictures(generate(client, model, neighbour, request, None, **more))
-    alone = pictures(generate(client, model, neighbour, plain, TODO, **more))
 
     comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
     # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
@@ -150,6 +160,8 @@ def check(client, cell, neighbour, model, **more):
     cell.words = comments[-1] if comments else ""
     judged = [(judge(a, model, neighbour.grids), a) for a in record.attentions]
     cell.seen = dict(Counter(kind for kind, _ in judged))
+    if "Traceback (most recent call last)" in (log := server.log_since(position)):
+        raise Red(f"an exception that the host or the neighbour swallowed: {last_error(log)}")
     if leftovers:
         raise Red(f"left on the model: {leftovers[:3]}")
     if not comments:
@@ -167,7 +179,7 @@ def check(client, cell, neighbour, model, **more):
         raise Red("no self-attention ran")
     if neighbour.repeats and not same(without, again, tolerance):
         raise Red("switched off, the picture is not the one before")
-    if cell.seen.get("right") and same(without, with_todo, tolerance):
+    if neighbour.shows_todo and cell.seen.get("right") and same(without, with_todo, tolerance):
         raise Red("ToDo changes nothing")
     if neighbour.changes_picture and same(alone, with_todo, tolerance):
         raise Red("the neighbour changes nothing")
@@ -183,6 +195,18 @@ def check_without_unet(client, cell, model):
     if not same(without, with_todo, 0) or "this model has no U-Net self-attention" not in cell.words:
         raise Red("something was done")
     cell.outcome = "ok"
+
+
+def of_todo(client):
+    """All that is on models and classes and has ToDo's name in it, without the numbers of hooks and objects."""
+    lines = [re.sub(r"\d+=|@[0-9a-f]+", "", f"{place}: {text}") for place, text in client.leftovers().items()]
+    return [line for line in lines if "todo" in line.lower()]
+
+
+def last_error(log):
+    """The line that ends the last traceback in a log."""
+    lines = log.rpartition("Traceback (most recent call last)")[2].splitlines()
+    return next((line.strip() for line in lines if re.match(r" {0,4}[A-Za-z][\w.]*(:|$)", line)), "?")
 
 
 _images = {}

@@ -3,12 +3,14 @@
 Without an installed WebUI every test here is skipped: `skipped: no WebUI`.
 """
 
+import contextlib
 import tempfile
 from pathlib import Path
 
 import pytest
 from browser import chromium, find_chromium, open_webui
 from client import Client
+from extensions import APART, arguments_for, fit
 from server import REPOSITORY, WebUI, find_extensions, find_webui, make_checkpoints
 from table import Table
 
@@ -62,21 +64,39 @@ def webui(checkpoints, tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def crowd(checkpoints, tmp_path_factory, table):
-    """A running WebUI with all of other people's extensions that are there, and with `client`."""
-    others = find_extensions()
+@contextlib.contextmanager
+def running_among(others, checkpoints, data, table):
+    """A running WebUI with these extensions of other people, name -> folder, and with `client`."""
     extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
-    arguments = [f"--lora-dir={checkpoints / 'lora'}"]
+    arguments = [f"--lora-dir={checkpoints / 'lora'}", *arguments_for(others)]
     if "sd-webui-controlnet" in others:
         arguments.append(f"--controlnet-dir={checkpoints / 'control'}")
-    server = WebUI(find_webui(), tmp_path_factory.mktemp("crowd") / "data", checkpoints, extensions, arguments)
+    # One extension raises in every generation of a WebUI that saves none; requests say that they don't want it.
+    server = WebUI(find_webui(), data, checkpoints, extensions, arguments, {"samples_save": True})
+    server.prepare()
+    fit(data / "extensions")
     for name, folder in {"A1111": server.root, **others}.items():
         table.add_version(name, folder)
     server.start()
     server.client = Client(server.url)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def crowd(checkpoints, tmp_path_factory, table):
+    """A running WebUI with all of other people's extensions that are there and get on with each other."""
+    others = {name: folder for name, folder in find_extensions().items() if name not in APART}
+    with running_among(others, checkpoints, tmp_path_factory.mktemp("crowd") / "data", table) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def apart(checkpoints, tmp_path_factory, table):
+    """The same with those that do not."""
+    others = {name: folder for name, folder in find_extensions().items() if name in APART}
+    with running_among(others, checkpoints, tmp_path_factory.mktemp("apart") / "data", table) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

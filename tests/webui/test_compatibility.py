@@ -1,12 +1,14 @@
-"""The compatibility table: what is judged in each cell stands in compatibility.py, the neighbours in neighbours.py.
+"""The compatibility table.
 
-Run by a command of its own, `python dev.py compatibility`, which writes the table into docs/.
+What is judged in each cell stands in compatibility.py, the neighbours in neighbours.py and in extensions.py. Run by a
+command of its own, `python dev.py compatibility`, which writes the table into docs/.
 """
 
 import contextlib
 
 import pytest
 from compatibility import check, check_without_unet
+from extensions import APART, EXTENSIONS
 from neighbours import NEIGHBOURS
 
 PLAIN = NEIGHBOURS[0]
@@ -31,7 +33,7 @@ def check_neighbour(crowd, cell, neighbour, **more):
         if neighbour.repository and neighbour.repository not in crowd.extensions:
             cell.outcome, cell.words = "not run", f"{neighbour.repository} is not there"
             pytest.skip(cell.words)
-        check(crowd.client, cell, neighbour, cell.model, **more)
+        check(crowd, cell, neighbour, cell.model, **more)
 
 
 @pytest.mark.parametrize("model", PLAIN.models)
@@ -66,7 +68,8 @@ def test_samplers(crowd, table, subtests):
 
 @pytest.mark.parametrize(
     ("neighbour", "model"),
-    [pytest.param(n, model, id=f"{n.name}-{model}") for n in NEIGHBOURS[1:] for model in n.models],
+    [pytest.param(n, model, id=f"{n.name}-{model}") for n in [*NEIGHBOURS[1:], *EXTENSIONS] for model in n.models],
 )
-def test_neighbour(crowd, table, neighbour, model):
+def test_neighbour(request, table, neighbour, model):
+    crowd = request.getfixturevalue("apart" if neighbour.repository in APART else "crowd")
     check_neighbour(crowd, table.cell("neighbours", "A1111", model), neighbour)

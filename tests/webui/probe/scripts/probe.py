@@ -64,6 +64,7 @@ class Probe:
             "sampling_step": params.sampling_step,
             "sampling_steps": params.total_sampling_steps,
             "sigma": float(params.sigma.max()),
+            "todo": any(script.title() == "ToDo" for script in getattr(denoiser.p.scripts, "alwayson_scripts", ())),
         }
         self.attach(current_unet())
         if self.controls:
@@ -80,7 +81,8 @@ class Probe:
 
     def attach_controls(self):
         """ControlNets are encoders that lie anywhere but in the U-Net."""
-        for module in [o for o in gc.get_objects() if isinstance(o, torch.nn.Module)]:
+        # by the type itself: isinstance asks proxies, whose objects may be gone
+        for module in [o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module)]:
             parts = module._modules
             if "input_blocks" in parts and "output_blocks" not in parts and id(module) not in self.attached:
                 self.attached[id(module)] = module
@@ -95,8 +97,15 @@ class Probe:
             for i, block in enumerate(blocks):
                 layer = f"{prefix}{name}.transformer_blocks.{i}.attn1"
                 for key in ("to_q", "to_k", "to_v"):
-                    hook = functools.partial(self.projected, layer, key)
-                    self.handles.append(getattr(block.attn1, key).register_forward_hook(hook))
+                    self.handles.append(getattr(block.attn1, key).register_forward_hook(self.observer(layer, key)))
+
+    def observer(self, layer, key):
+        """The hook on a projection: a function, because extensions ask every hook for its name."""
+
+        def observe(module, args, output):
+            self.projected(layer, key, module, args, output)
+
+        return observe
 
     def detach(self):
         for handle in self.handles:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 from client import kept_rows
+from hosts import A1111, Host
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 REQUEST = {"width": 256, "height": 128, "steps": 4}
@@ -59,6 +60,7 @@ class Neighbour:
     may_leave: bool = False
     ready: Callable | None = None
     repeats: bool = True
+    checkpoints: set = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass
@@ -94,11 +96,12 @@ class Table:
 
 @dataclasses.dataclass
 class Run:
-    """What neighbours may need to make a request: the client, the model and a picture drawn with it."""
+    """What neighbours may need to make a request: the client, the model, a picture drawn with it, and the host."""
 
     client: object
     model: str
     image: np.ndarray
+    host: Host = A1111
 
 
 def depth_of(attention, model):
@@ -114,7 +117,10 @@ def judge(attention, model, grids):
     if attention.keys != attention.values:
         return "wrong"
     if attention.queries != size:
-        return "own" if attention.keys == attention.queries else "wrong"
+        if attention.keys == attention.queries:
+            return "own"
+        # Forge's token merging merges queries alone: keys and values are as ever.
+        return "right" if attention.key_rows == attention.value_rows == (rows,) else "wrong"
     for n in range(1, grids + 1):
         if attention.keys == n * len(rows):
             same = {attention.key_rows, attention.value_rows}
@@ -143,9 +149,9 @@ def same(a, b, tolerance):
     )
 
 
-def check(client, cell, neighbour, model, **more):
+def check(client, cell, neighbour, model, host=A1111, **more):
     """Run a cell and judge it. Raises Red."""
-    run = Run(client, model, image_of(client, model))
+    run = Run(client, model, image_of(client, model), host)
     if neighbour.ready and (why := neighbour.ready(run)):
         cell.outcome, cell.words = "not run", why
         return
@@ -179,11 +185,14 @@ def check(client, cell, neighbour, model, **more):
         raise Red(f"left, and should not be: {left[0]}")
     if not judged:
         raise Red("no self-attention ran")
+    if neighbour.checkpoints - {a.model for a in record.attentions}:
+        raise Red(f"only these checkpoints ran: { {a.model for a in record.attentions} }")
     if neighbour.repeats and not same(without, again, tolerance):
         raise Red("switched off, the picture is not the one before")
     if cell.seen.get("right") and same(without, with_todo, tolerance):
         raise Red("ToDo changes nothing")
-    if neighbour.changes_picture and same(alone, with_todo, tolerance):
+    # Some add pictures of their own at the end.
+    if neighbour.changes_picture and same(alone, with_todo[: len(alone)], tolerance):
         raise Red("the neighbour changes nothing")
     cell.outcome = "left" if left else "ok"
 

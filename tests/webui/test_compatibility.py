@@ -1,5 +1,8 @@
 """The compatibility table: what is judged in each cell stands in compatibility.py, the neighbours in neighbours.py."""
 
+import contextlib
+
+import fork_neighbours
 import pytest
 from compatibility import check
 from neighbours import NEIGHBOURS
@@ -19,3 +22,24 @@ def test_neighbour(crowd, table, neighbour, model):
     except Exception as error:
         cell.outcome, cell.words = "red", str(error)
         raise
+
+
+# ---- Forge and its kin
+
+
+@contextlib.contextmanager
+def judged(cell):
+    try:
+        yield
+    except Exception as error:
+        cell.outcome, cell.words = "red", str(error)
+        raise
+
+
+@pytest.mark.parametrize("neighbour", fork_neighbours.NEIGHBOURS, ids=lambda neighbour: neighbour.name)
+def test_fork(fork, table, neighbour):
+    cell = table.cell(host=fork.host.name, model="fork", neighbour=neighbour.name, kind=neighbour.kind)
+    with judged(cell):
+        check(fork.client, cell, neighbour, "fork", fork.host, **fork_neighbours.SMALL)
+    if cell.outcome == "not run":
+        pytest.skip(cell.words)

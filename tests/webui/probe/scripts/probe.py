@@ -63,6 +63,7 @@ class Probe:
             "sampling_step": params.sampling_step,
             "sampling_steps": params.total_sampling_steps,
             "sigma": float(params.sigma.max()),
+            "loop": sampler_loop(),
         }
         self.attach(current_unet())
         if self.controls:
@@ -96,12 +97,13 @@ class Probe:
                 for key in ("to_q", "to_k", "to_v"):
                     hook = functools.partial(self.projected, layer, key)
                     self.handles.append(getattr(block.attn1, key).register_forward_hook(hook))
+                self.handles.append(block.norm1.register_forward_hook(functools.partial(self.normed, layer)))
 
     def detach(self):
         for handle in self.handles:
             handle.remove()
         self.handles, self.unet, self.attached = [], None, {}
-        self.open, self.early, self.in_unet = {}, [], False
+        self.open, self.early, self.in_unet, self.tokens = {}, [], False, {}
 
     def unet_called(self, module, args):
         # Forge runs ControlNets before the U-Net, the WebUI's extension within its call.
@@ -119,6 +121,9 @@ class Probe:
     def unet_returned(self, module, args, output):
         self.in_unet = False
 
+    def normed(self, name, module, args, output):
+        self.tokens[name] = output
+
     def projected(self, name, key, module, args, output):
         """A projection of a self-attention has run: a forward hook sees what others' pre-hooks made of its input."""
         layer, inputs = self.open.setdefault(name, ({"layer": name, "grid": self.grid}, {}))
@@ -131,6 +136,9 @@ class Probe:
         del self.open[name]
         if self.indices:
             queries, keys, values = (inputs[key] for key in ("to_q", "to_k", "to_v"))
+            tokens = self.tokens.get(name)
+            if tokens is not None and queries.shape[1] < tokens.shape[1] and len(queries) == len(tokens):
+                queries = tokens  # another extension has merged them: all tokens are what the block was given
             layer["key_rows"] = self.rows(queries, keys)
             layer["value_rows"] = layer["key_rows"] if values is keys else self.rows(queries, values)
         (self.call["layers"] if self.in_unet else self.early).append(layer)
@@ -202,6 +210,22 @@ class Probe:
 def current_unet():
     forge = getattr(shared.sd_model, "forge_objects", None)
     return (forge.unet.model if forge else shared.sd_model.model).diffusion_model
+
+
+def sampler_loop():
+    """Where the sampler is in its loop over the steps: its function and the number there, read off the running frames.
+
+    The outermost function called by the host's launch_sampling that counts is the sampler's.
+    """
+    frames, frame = [], sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "launch_sampling":
+        frames.append(frame)
+        frame = frame.f_back
+    for frame in reversed(frames):
+        for name in ("step_id", "step_index", "i"):
+            if isinstance(number := frame.f_locals.get(name), int):
+                return {"function": frame.f_code.co_name, "number": number}
+    return None
 
 
 def checkpoint_name(model):
@@ -429,7 +453,7 @@ def add_routes(demo, app):
     def xyz_axes():
         """The labels of txt2img's X/Y/Z plot axes; the API wants their positions."""
         scripts_of_tab = scripts.scripts_txt2img.selectable_scripts
-        plot = next(script for script in scripts_of_tab if script.title() == "X/Y/Z plot")
+        plot = next(script for script in scripts_of_tab if script.title().lower() == "x/y/z plot")
         return [option.label for option in plot.current_axis_options]
 
     for path, method, route in [

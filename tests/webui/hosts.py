@@ -1,0 +1,93 @@
+"""The WebUIs that tests run against: where each is found, how it is started, and what it is called by."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WINDOWS = os.name == "nt"
+
+# Where a setting differs from what a fresh WebUI has.
+SETTINGS = {
+    "auto_launch_browser": "Disable",
+    "live_previews_enable": False,  # they decode pictures beside the sampling
+    "samples_save": False,
+    "grid_save": False,
+}
+COMMON = (
+    "--skip-prepare-environment",  # the folder is installed already: download nothing
+    "--api",
+    "--no-download-sd-model",
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A WebUI.
+
+    variable, folder: the environment variable that names where it is installed, and the usual place in the home folder.
+    model: of the requests that name none. hires: what a request for hires fix needs beside A1111's.
+    """
+
+    name: str
+    variable: str
+    folder: str
+    model: str
+    arguments: tuple
+    settings: dict = field(default_factory=dict)
+    hires: dict = field(default_factory=dict)
+
+    @property
+    def root(self):
+        return Path(os.environ.get(self.variable) or Path.home() / self.folder).expanduser().resolve()
+
+    def is_there(self):
+        return (self.root / "launch.py").exists() and python_of(self.root).exists()
+
+
+def python_of(root):
+    """The Python that the WebUI's own launcher uses."""
+    return root / "venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+
+A1111 = Host(
+    "A1111",
+    "WEBUI_DIR",
+    "stable-diffusion-webui",
+    "tiny",
+    (
+        *COMMON,
+        "--use-cpu=all",
+        "--no-half",
+        "--opt-sdp-attention",
+        "--do-not-download-clip",
+        "--disable-console-progressbars",
+    ),
+    {**SETTINGS, "sd_model_checkpoint": "tiny.safetensors"},
+)
+
+FORK_ARGUMENTS = (
+    *COMMON,
+    "--skip-torch-cuda-test",
+    "--skip-python-version-check",
+    "--always-cpu",
+    "--all-in-fp32",
+    "--attention-pytorch",
+    "--disable-console-progressbars",
+)
+FORK_SETTINGS = {**SETTINGS, "sd_model_checkpoint": "fork.safetensors"}
+
+
+def fork(name, variable, folder, **more):
+    return Host(name, variable, folder, "fork", FORK_ARGUMENTS, FORK_SETTINGS, **more)
+
+
+FORKS = [
+    fork(
+        "Forge",
+        "FORGE_DIR",
+        "stable-diffusion-webui-forge",
+        hires={"hr_additional_modules": ["Use same choices"]},  # it fails without
+    ),
+    fork("reForge", "REFORGE_DIR", "stable-diffusion-webui-reForge"),
+    fork("forge-classic", "FORGE_CLASSIC_DIR", "sd-webui-forge-classic"),
+]

@@ -41,17 +41,19 @@ class Neighbour:
     """Something else that runs in the same generation.
 
     name, kind: for the table. request: what it adds to a request, or a function of the run that returns it. options:
-    WebUI options while it runs. method: txt2img or img2img. repository: the folder of the extension, None for what the
-    host has. grids: how many whole grids the context of a self-attention may be made of. models: those it works with.
-    changes_picture: whether its own effect shows in the picture beside ToDo's. may_leave: whether some self-attentions
-    may be left to it. ready: a function of the run that says why it cannot run there, or nothing. repeats: whether it
-    makes the same picture again.
+    WebUI options while it runs. around: options that are no part of it, and also hold where ToDo runs alone. method:
+    txt2img or img2img. repository: the folder of the extension, None for what the host has. grids: how many whole grids
+    the context of a self-attention may be made of. models: those it works with. changes_picture: whether its own effect
+    shows in the picture beside ToDo's. may_leave: whether some self-attentions may be left to it. ready: a function of
+    the run that says why it cannot run there, or nothing. repeats: whether it makes the same picture again.
+    checkpoints: those that must have run, where there is more than one.
     """
 
     name: str
     kind: str
     request: dict | Callable = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
+    around: dict = dataclasses.field(default_factory=dict)
     method: str = "txt2img"
     repository: str | None = None
     grids: int = 1
@@ -158,13 +160,14 @@ def check(client, cell, neighbour, model, host=A1111, **more):
     request = neighbour.request(run) if callable(neighbour.request) else neighbour.request
     plain = {"image": request["image"]} if neighbour.method == "img2img" else {}
     plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
-    with client.options(**neighbour.options):
-        without = pictures(generate(client, model, neighbour, request, None, **more))
-        with client.recording(indices=True, controls=True) as record:
-            with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
-        leftovers = [f"{place}: {text}" for place, text in client.leftovers().items() if "todo" in text.lower()]
-        again = pictures(generate(client, model, neighbour, request, None, **more))
-    alone = pictures(generate(client, model, neighbour, plain, TODO, **more))
+    with client.options(**neighbour.around):
+        with client.options(**neighbour.options):
+            without = pictures(generate(client, model, neighbour, request, None, **more))
+            with client.recording(indices=True, controls=True) as record:
+                with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
+            leftovers = [f"{place}: {text}" for place, text in client.leftovers().items() if "todo" in text.lower()]
+            again = pictures(generate(client, model, neighbour, request, None, **more))
+        alone = alone_with_todo(client, model, neighbour, plain, **more)
 
     comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
     # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
@@ -195,6 +198,18 @@ def check(client, cell, neighbour, model, host=A1111, **more):
     if neighbour.changes_picture and same(alone, with_todo[: len(alone)], tolerance):
         raise Red("the neighbour changes nothing")
     cell.outcome = "left" if left else "ok"
+
+
+_alone = {}
+
+
+def alone_with_todo(client, model, neighbour, plain, **more):
+    """The pictures of ToDo without the neighbour: the same in many cells."""
+    request = sorted({**more, **plain}.items())
+    key = repr((client.url, model, neighbour.method, request, sorted(neighbour.around.items())))
+    if key not in _alone:
+        _alone[key] = pictures(generate(client, model, neighbour, plain, TODO, **more))
+    return _alone[key]
 
 
 _images = {}

@@ -1,6 +1,7 @@
 """What runs beside ToDo in Forge and its kin: what their hosts have, and the extensions that they bring along."""
 
 from compatibility import Neighbour
+from hosts import FULL_VAE
 from neighbours import control, from_image, mask
 
 MODELS = ("fork",)
@@ -63,6 +64,7 @@ HOST = [
         lambda run: {"image": run.image, "mask": mask(run), "denoising_strength": 0.6},
         method="img2img",
         changes_picture=False,
+        around=FULL_VAE,
     ),
     host(
         "soft inpainting",
@@ -73,6 +75,7 @@ HOST = [
             "alwayson_scripts": {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}},
         },
         method="img2img",
+        around=FULL_VAE,
     ),
     host("batch", {"batch_size": 2}, changes_picture=False),
     host("long prompt", {"prompt": "a cat, " * 40}, changes_picture=False),

@@ -25,7 +25,8 @@ class Host:
     """A WebUI.
 
     variable, folder: the environment variable that names where it is installed, and the usual place in the home folder.
-    model: of the requests that name none. hires: what a request for hires fix needs beside A1111's.
+    model: its checkpoint for most tests. arguments: {root} in them is where it is installed. hires: what a request for
+    hires fix needs beside A1111's.
     """
 
     name: str
@@ -74,11 +75,17 @@ FORK_ARGUMENTS = (
     "--attention-pytorch",
     "--disable-console-progressbars",
 )
-FORK_SETTINGS = {**SETTINGS, "sd_model_checkpoint": "fork.safetensors"}
+FORK_SETTINGS = {
+    **SETTINGS,
+    "sd_model_checkpoint": "fork.safetensors",
+    # Their VAE is full-size and slow. This makes a pixel of each token of the latent picture; see also FULL_VAE.
+    "sd_vae_decode_method": "Approx cheap",
+}
+FULL_VAE = {"sd_vae_decode_method": "Full"}  # where the size of the picture matters
 
 
-def fork(name, variable, folder, **more):
-    return Host(name, variable, folder, "fork", FORK_ARGUMENTS, FORK_SETTINGS, **more)
+def fork(name, variable, folder, *arguments, **more):
+    return Host(name, variable, folder, "fork", (*FORK_ARGUMENTS, *arguments), FORK_SETTINGS, **more)
 
 
 FORKS = [
@@ -86,6 +93,7 @@ FORKS = [
         "Forge",
         "FORGE_DIR",
         "stable-diffusion-webui-forge",
+        "--gradio-allowed-path={root}",  # its page's own files, where its data are elsewhere
         hires={"hr_additional_modules": ["Use same choices"]},  # it fails without
     ),
     fork("reForge", "REFORGE_DIR", "stable-diffusion-webui-reForge"),

@@ -72,7 +72,8 @@ class WebUI:
         self.log = data / "webui.log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [str(python_of(self.root)), "launch.py", *host.arguments, f"--port={self.port}"]
+        self.command = [str(python_of(self.root)), "launch.py", f"--port={self.port}"]
+        self.command += [argument.format(root=self.root) for argument in host.arguments]
         self.command += [f"--data-dir={data}", f"--ckpt-dir={checkpoints}", *arguments]
         self.settings = {**host.settings, **(settings or {})}
         if extensions is None:

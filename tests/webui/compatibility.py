@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 from client import kept_rows
-from hosts import A1111, Host
+from hosts import A1111, FULL_VAE, Host
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 REQUEST = {"width": 256, "height": 128, "steps": 4}
@@ -218,5 +218,6 @@ _images = {}
 def image_of(client, model):
     """A picture of that model to start from, the same in all cells."""
     if (client.url, model) not in _images:
-        _images[client.url, model] = client.txt2img(model=model, **REQUEST).images[0]
+        with client.options(**FULL_VAE):
+            _images[client.url, model] = client.txt2img(model=model, **REQUEST).images[0]
     return _images[client.url, model]

@@ -15,6 +15,7 @@ HIRES = {
     "denoising_strength": 0.7,
 }
 HIRES |= {"hr_second_pass_steps": 3}
+NO_TILING = "Forge says: under maintenance and unavailable"
 SECOND = {"refiner_checkpoint": "forkb", "refiner_switch_at": 0.5}
 
 
@@ -79,13 +80,13 @@ HOST = [
     ),
     host("batch", {"batch_size": 2}, changes_picture=False),
     host("long prompt", {"prompt": "a cat, " * 40}, changes_picture=False),
-    host("tiling", {"tiling": True}),
+    host("tiling", {"tiling": True}, ready=lambda run: NO_TILING if run.host.name == "Forge" else None),
     host("negative guidance minimum sigma", {"s_min_uncond": 4}),
     host("LoRA", {"prompt": "a cat <lora:lora-fork:1>"}),
     host("token merging", options={"token_merging_ratio": 0.5}),
 ]
 
-DEFAULTS_OF_MODIFIER = ["anisotropic", 0, "reinhard", 100, 0, "subtract", 0, 0, "gaussian", "add", 0, 100, 127, 0]
+MODIFIER = ["anisotropic", 0, "reinhard", 100, 0, "subtract", 0, 0.7, "gaussian", "add", 0, 100, 127, 0]
 BUILTIN = [
     builtin(
         "HyperTile",
@@ -135,10 +136,27 @@ BUILTIN = [
         "Latent Modifier",
         "changes the guidance",
         {
-            "Forge": ("LatentModifier Integrated", True, 5, *DEFAULTS_OF_MODIFIER, "hard_clamp", 5, 0, "None", "None"),
+            "Forge": ("LatentModifier Integrated", True, 0, *MODIFIER, "hard_clamp", 5, 0, "None", "None"),
             "reForge": (
-                *("LatentModifier Integrated", True, 5, "anisotropic", "None", False, 0, "reinhard", 100, 0),
-                *(False, "gaussian", "add", 0, 100, "subtract", 0, 0, False, 127, 0, "hard_clamp", 5, 0, False, "None"),
+                *("LatentModifier Integrated", True, 0, "anisotropic", "None", False, 0, "reinhard", 100, 0),
+                *(
+                    True,
+                    "gaussian",
+                    "add",
+                    0,
+                    100,
+                    "subtract",
+                    0,
+                    0.7,
+                    False,
+                    127,
+                    0,
+                    "hard_clamp",
+                    5,
+                    0,
+                    False,
+                    "None",
+                ),
             ),
         },
     ),
@@ -184,4 +202,16 @@ CONTROL = [
     Neighbour("ControlLLLite", "changes tokens before projection", control_model("lllite-fork"), models=MODELS),
 ]
 
-NEIGHBOURS = [*HOST, *BUILTIN, *CONTROL]
+NO_UNET = [
+    Neighbour(
+        "model without a U-Net",
+        "nothing to downsample",
+        models=MODELS,
+        ready=lambda run: (
+            "the forks know SD3, Flux and the like by their real width and load text encoders of real size beside: "
+            "too large to be made for tests"
+        ),
+    )
+]
+
+NEIGHBOURS = [*HOST, *BUILTIN, *CONTROL, *NO_UNET]

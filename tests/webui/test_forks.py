@@ -159,7 +159,7 @@ def test_plot(client):
     positions = [axes.index(f"[ToDo] {name}") for name in ("Factor", "Enabled")]
     plot = next(s for s in client.get("/sdapi/v1/script-info") if s["name"] == "x/y/z plot" and not s["is_img2img"])
     args = [arg["value"] for arg in plot["args"]]
-    for place, (axis, values) in enumerate(zip(positions, ("2,4", "False,True"), strict=True)):
+    for place, (axis, values) in enumerate([(positions[0], "2,4"), (positions[1], "False,True"), (0, "")]):
         args[3 * place : 3 * place + 3] = [axis, values, []]
     request = {"script_name": plot["name"], "script_args": args}
     with client.recording() as record:
@@ -175,7 +175,7 @@ def test_infotext(client):
 
 
 def test_the_page_is_built_without_errors_of_ours(fork):
-    log = fork.log_since(0)
+    log = fork.log_since(0).partition("Startup time:")[0]  # what is refused later is logged too
     assert Client(fork.url).get("/sdapi/v1/script-info")
     for trace in re.findall(r"Traceback.*?\n(?=\S)", log, re.DOTALL):
         assert "sd-webui-todo/" not in trace, trace

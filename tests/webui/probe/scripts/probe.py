@@ -81,7 +81,7 @@ class Probe:
     def attach_controls(self):
         """ControlNets are encoders that lie anywhere but in the U-Net."""
         for module in [o for o in gc.get_objects() if isinstance(o, torch.nn.Module)]:
-            parts = module._modules
+            parts = vars(module).get("_modules") or {}  # reForge takes models that it has done with to pieces
             if "input_blocks" in parts and "output_blocks" not in parts and id(module) not in self.attached:
                 self.attached[id(module)] = module
                 self.attach_transformers(module, f"control {len(self.attached)}: ")

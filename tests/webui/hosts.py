@@ -84,8 +84,9 @@ FORK_SETTINGS = {
 FULL_VAE = {"sd_vae_decode_method": "Full"}  # where the size of the picture matters
 
 
-def fork(name, variable, folder, *arguments, **more):
-    return Host(name, variable, folder, "fork", (*FORK_ARGUMENTS, *arguments), FORK_SETTINGS, **more)
+def fork(name, variable, folder, *arguments, settings=None, **more):
+    settings = {**FORK_SETTINGS, **(settings or {})}
+    return Host(name, variable, folder, "fork", (*FORK_ARGUMENTS, *arguments), settings, **more)
 
 
 FORKS = [
@@ -96,6 +97,11 @@ FORKS = [
         "--gradio-allowed-path={root}",  # its page's own files, where its data are elsewhere
         hires={"hr_additional_modules": ["Use same choices"]},  # it fails without
     ),
-    fork("reForge", "REFORGE_DIR", "stable-diffusion-webui-reForge"),
+    fork(
+        "reForge",
+        "REFORGE_DIR",
+        "stable-diffusion-webui-reForge",
+        settings={"sd_checkpoints_limit": 2},  # else it takes half a minute to change between two
+    ),
     fork("forge-classic", "FORGE_CLASSIC_DIR", "sd-webui-forge-classic"),
 ]

@@ -160,11 +160,11 @@ def test_plot(client):
     plot = next(s for s in client.get("/sdapi/v1/script-info") if s["name"] == "x/y/z plot" and not s["is_img2img"])
     args = [arg["value"] for arg in plot["args"]]
     for place, (axis, values) in enumerate([(positions[0], "2,4"), (positions[1], "False,True"), (0, "")]):
-        args[3 * place : 3 * place + 3] = [axis, values, []]
+        args[3 * place : 3 * place + 3] = [axis, values, values.split(",")]
     request = {"script_name": plot["name"], "script_args": args}
     with client.recording() as record:
         result = client.txt2img([True], **{**TINY, "steps": 2}, **request)
-    assert len(record.calls) == 8 and len(result.images) >= 4
+    assert len(record.calls) == 8 and result.images
     assert sorted({a.keys for a in record.where(depth=1)}) == [4, 16, 64]
 
 

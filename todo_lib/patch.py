@@ -94,6 +94,7 @@ class Patch:
             for name, attn in transformer.attentions.items():
                 shorten = keys.shortener(prefix + name)
                 self._handles += (layer.register_forward_pre_hook(shorten) for layer in (attn.to_k, attn.to_v))
+                self._handles.append(attn.register_forward_pre_hook(keys.see_queries, with_kwargs=True))
                 check = keys.checker(prefix + name)
                 self._handles.append(attn.register_forward_hook(check, with_kwargs=True))
 
@@ -136,13 +137,14 @@ class _Keys:
         self.replaced: set[str] = set()
         self.grid: Grid = (0, 0)
         self.kept: Grid = (0, 0)
+        self.apart = False  # the queries of this call are batched in another way than the tokens for keys
         # (projection, tokens, kept tokens) of to_k or to_v, whichever came first; the other one takes the same.
         self.last: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
         self.keys = 0  # how many the call of the attention under way has; 0 if they are all there
 
     def see_grid(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
-        self.last, self.keys = None, 0
+        self.last, self.keys, self.apart = None, 0, False
         position = self.patch.progress()
         self.patch.report.steps.add(position)
         self.grid = self.kept = tuple(args[0].shape[-2:])
@@ -154,6 +156,14 @@ class _Keys:
                 name for name, attn in self.attentions.items() if is_computed_differently(attn, self.usual)
             }
             self.replaced |= replaced_attentions(args, kwargs, list(self.attentions))
+
+    def see_queries(self, attn: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Pre-hook of a self-attention: others may cut tiles from the queries alone, as more batches than of keys.
+
+        Which keys such a tile gets is then up to the other patch, and counts on all of them.
+        """
+        context = args[1] if len(args) > 1 else kwargs.get("context")
+        self.apart = bool(args) and context is not None and len(context) != len(args[0])
 
     def shortener(self, name: str) -> Callable:
         """The pre-hook for both `to_k` and `to_v` of the self-attention `name`: tokens (B, N, C) -> (B, n, C)."""
@@ -168,7 +178,7 @@ class _Keys:
                 return (kept, *args[1:])
             report = self.patch.report
             grids, rest = divmod(tokens.shape[1], self.grid[0] * self.grid[1])
-            if rest or not grids:
+            if rest or not grids or self.apart:
                 report.left.add(name)
                 return None
             if name in self.replaced:

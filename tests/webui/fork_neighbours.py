@@ -1,6 +1,7 @@
 """What runs beside ToDo in Forge and its kin: what their hosts have, and the extensions that they bring along."""
 
 import numpy as np
+from client import RequestFailed
 from compatibility import Neighbour
 from hosts import FULL_VAE
 from neighbours import control, from_image, mask
@@ -34,16 +35,30 @@ def extension(title, *args, **more):
 
 
 def builtin(name, kind, arguments, **more):
-    """An extension that comes with some of the forks. arguments: host -> its script's title and arguments."""
+    """An extension that comes with some of the forks.
+
+    arguments: host -> its script's title and arguments. broken: hosts where it may fail without ToDo as well.
+    """
 
     def request(run):
         return extension(*arguments[run.host.name], **more.get("sizes", {}))(run)
 
     def ready(run):
-        return None if run.host.name in arguments else f"{run.host.name} has none"
+        if run.host.name not in arguments:
+            return f"{run.host.name} has none"
+        return fails_alone(run, request(run)) if run.host.name in more.get("broken", ()) else None
 
-    settings = {key: value for key, value in more.items() if key != "sizes"}
+    settings = {key: value for key, value in more.items() if key not in ("sizes", "broken")}
     return Neighbour(name, kind, request, models=MODELS, ready=ready, **settings)
+
+
+def fails_alone(run, request):
+    """Why something cannot run there, if it cannot."""
+    try:
+        run.client.txt2img(model=run.model, **{**SMALL, **request})
+    except RequestFailed as failure:
+        return f"fails without ToDo as well: {failure.text[:200]}"
+    return None
 
 
 def control_model(prefix):
@@ -90,7 +105,8 @@ HOST = [
     host("batch", {"batch_size": 2}, changes_picture=False),
     host("long prompt", {"prompt": "a cat, " * 40}, changes_picture=False),
     host("tiling", {"tiling": True}, ready=lambda run: NO_TILING if run.host.name == "Forge" else None),
-    host("negative guidance minimum sigma", {"s_min_uncond": 4}),
+    # reForge takes it from the options alone
+    host("negative guidance minimum sigma", {"s_min_uncond": 4}, options={"s_min_uncond": 4}),
     host("LoRA", {"prompt": "a cat <lora:lora-fork:1>"}),
     host("token merging", options={"token_merging_ratio": 0.5}),
 ]
@@ -118,6 +134,7 @@ BUILTIN = [
             "reForge": ("SelfAttentionGuidance Integrated", True, 0.5, 2),
         },
         may_leave=True,
+        broken=("reForge",),
     ),
     builtin(
         "StyleAlign",

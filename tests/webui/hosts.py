@@ -81,6 +81,7 @@ FORK_SETTINGS = {
     # Their VAE is full-size and slow. This makes a pixel of each token of the latent picture; see also FULL_VAE.
     "sd_vae_decode_method": "Approx cheap",
 }
+ODE = ("bosh3", "fehlberg2", "adaptive_heun", "dopri5", "custom")  # reForge's solvers of differential equations
 FULL_VAE = {"sd_vae_decode_method": "Full"}  # where the size of the picture matters
 
 
@@ -101,7 +102,10 @@ FORKS = [
         "reForge",
         "REFORGE_DIR",
         "stable-diffusion-webui-reForge",
-        settings={"sd_checkpoints_limit": 2},  # else it takes half a minute to change between two
+        settings={
+            "sd_checkpoints_limit": 2,  # else it takes half a minute to change between two
+            **{f"ode_{solver}_{kind}tol": -1 for solver in ODE for kind in "ra"},  # else hundreds of U-Net calls
+        },
     ),
     fork("forge-classic", "FORGE_CLASSIC_DIR", "sd-webui-forge-classic"),
 ]

@@ -121,6 +121,8 @@ def judge(attention, model, grids):
     if attention.queries != size:
         if attention.keys == attention.queries:
             return "own"
+        if attention.keys == size:  # reForge's HyperTile cuts the queries alone into tiles
+            return "dense"
         # Forge's token merging merges queries alone: keys and values are as ever.
         return "right" if attention.key_rows == attention.value_rows == (rows,) else "wrong"
     for n in range(1, grids + 1):

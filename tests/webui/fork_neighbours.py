@@ -105,8 +105,8 @@ HOST = [
     host("batch", {"batch_size": 2}, changes_picture=False),
     host("long prompt", {"prompt": "a cat, " * 40}, changes_picture=False),
     host("tiling", {"tiling": True}, ready=lambda run: NO_TILING if run.host.name == "Forge" else None),
-    # reForge takes it from the options alone
-    host("negative guidance minimum sigma", {"s_min_uncond": 4}, options={"s_min_uncond": 4}),
+    # reForge takes it from the options alone, and at every other step
+    host("negative guidance minimum sigma", {"s_min_uncond": 14, "steps": 4}, options={"s_min_uncond": 14}),
     host("LoRA", {"prompt": "a cat <lora:lora-fork:1>"}),
     host("token merging", options={"token_merging_ratio": 0.5}),
 ]

@@ -20,7 +20,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, Patch, Settings, SettingsError  # noqa: E402
-from todo_lib.forge import unet_of  # noqa: E402
+from todo_lib.forge import chooses_its_steps, unet_of  # noqa: E402
 from todo_lib.settings import INFOTEXT_KEYS  # noqa: E402
 
 logger = logging.getLogger("ToDo")
@@ -235,12 +235,15 @@ class _Pass:
         self.step = None
         self.steps = self._steps(schedule)
         if self.steps is None:
-            self.timestep = self.first_timestep = self._timestep(schedule["sigma_max"], device)
-            self.last_timestep = self._timestep(schedule["sigma_min"], device)
+            first, last = _range_of(schedule)
+            self.timestep = self.first_timestep = self._timestep(first, device)
+            self.last_timestep = self._timestep(last, device)
         self.patch = Patch(unet_of(shared.sd_model), settings, self.position)
 
     def _steps(self, schedule):
         """The number of sampling steps of this pass, or None where the sampler itself finds it out on its way."""
+        if chooses_its_steps(self.sampler.config.name):
+            return None
         if "sigmas" in schedule:
             return len(schedule["sigmas"]) - 1
         if "timesteps" in schedule:  # every timestep is the start of a step, but only UniPC starts one from the last
@@ -301,6 +304,14 @@ class _Pass:
         if self.steps is None:
             self.timestep = self._timestep(sigma, sigma.device)
         self.patch.before_unet(unet_of(shared.sd_model))
+
+
+def _range_of(schedule):
+    """The noise of the first and the last step of a schedule; where it ends without noise, of the step before."""
+    sigmas = schedule.get("sigmas")
+    return (
+        (schedule["sigma_max"], schedule["sigma_min"]) if sigmas is None else (sigmas.max(), sigmas[sigmas > 0].min())
+    )
 
 
 _running: _Pass | None = None

@@ -27,3 +27,11 @@ def replaced_attentions(args: tuple, kwargs: dict, names: list[str]) -> set[str]
                 return set()
             return {n for i, n in enumerate(names) if place in registered or (*place[:2], i) in registered}
     return set()
+
+
+def chooses_its_steps(sampler: str) -> bool:
+    """Whether this sampler, though given a schedule of steps, calls the U-Net where and as often as it likes.
+
+    reForge's solvers of differential equations do.
+    """
+    return sampler.startswith("ODE ")

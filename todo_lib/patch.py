@@ -100,6 +100,7 @@ class Patch:
             for name, attn in transformer.attentions.items():
                 shorten = keys.shortener(prefix + name)
                 self._handles += (layer.register_forward_pre_hook(shorten) for layer in (attn.to_k, attn.to_v))
+                self._handles.append(attn.register_forward_pre_hook(keys.see_queries, with_kwargs=True))
 
     def _look(self, module: nn.Module, args: tuple) -> None:
         parts = module._modules
@@ -140,12 +141,13 @@ class _Keys:
         self.replaced: set[str] = set()
         self.grid: Grid = (0, 0)
         self.kept: Grid = (0, 0)
+        self.apart = False  # the queries of this call are batched in another way than the tokens for keys
         # (projection, tokens, kept tokens) of to_k or to_v, whichever came first; the other one takes the same.
         self.last: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
 
     def see_grid(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
-        self.last = None
+        self.last, self.apart = None, False
         position = self.patch.progress()
         self.patch.report.steps.add(position)
         self.grid = self.kept = tuple(args[0].shape[-2:])
@@ -160,6 +162,14 @@ class _Keys:
             }
             self.replaced |= replaced_attentions(args, kwargs, list(self.attentions))
 
+    def see_queries(self, attn: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Pre-hook of a self-attention: others may cut tiles from the queries alone, as more batches than of keys.
+
+        Which keys such a tile gets is then up to the other patch, and counts on all of them.
+        """
+        context = args[1] if len(args) > 1 else kwargs.get("context")
+        self.apart = bool(args) and context is not None and len(context) != len(args[0])
+
     def shortener(self, name: str) -> Callable:
         """The pre-hook for both `to_k` and `to_v` of the self-attention `name`: tokens (B, N, C) -> (B, n, C)."""
 
@@ -173,7 +183,7 @@ class _Keys:
                 return (kept, *args[1:])
             report = self.patch.report
             grids, rest = divmod(tokens.shape[1], self.grid[0] * self.grid[1])
-            if rest or not grids:
+            if rest or not grids or self.apart:
                 report.left.add(name)
                 return None
             if name in self.replaced:

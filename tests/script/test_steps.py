@@ -209,6 +209,25 @@ def test_adaptive_with_quantized_timesteps(host, run):
     assert all(job.down)
 
 
+def test_solvers_that_choose_their_own_steps(host, run, monkeypatch):
+    """reForge's "ODE (...)": they are handed a schedule, but call the U-Net as often as they please."""
+    sigmas = [14.6 * 0.8**i for i in range(30)]
+
+    def solver(model, x, sigmas, extra_args=None, callback=None, disable=None, own=sigmas):
+        for sigma in own:
+            x = model(x, torch.full((len(x),), sigma), **extra_args)
+        return x
+
+    config = host.sd_samplers.SamplerConfig("ODE (Bosh3)", solver, "sigmas", {})
+    monkeypatch.setattr(host.sd_samplers, "samplers", [config])
+    job, timesteps = places(host, lambda: run.txt2img({"end": 0.5}, sampler_name="ODE (Bosh3)", steps=4))
+    assert len(job.down) == 30 and 2 < sum(job.down) < 28
+    last = min(timesteps)
+    where = [(timesteps[0] - t) / timesteps[0] for t in timesteps]
+    assert job.down == sorted(job.down, reverse=True)
+    assert max(w for w, yes in zip(where, job.down, strict=True) if yes) < 0.55, last
+
+
 # ---- samplers of other extensions
 
 

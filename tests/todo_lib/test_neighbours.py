@@ -400,6 +400,48 @@ def test_a_replacement_sees_as_many_keys_as_queries(sd1):
         assert torch.equal(unet[0](x, None, options), replaced)
 
 
+class ViewingAttention(nn.Module):
+    """Forge's: keys and values are viewed as batches of as many as the queries."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x, context=None, value=None):
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context if value is None else value)
+        k, v = (t.view(len(q), -1, q.shape[-1]) for t in (k, v))
+        return self.to_out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+
+class TilingBlocks(nn.Module):
+    """reForge's HyperTile: it cuts the queries into tiles, which become more batches, and leaves the tokens whole."""
+
+    def __init__(self):
+        super().__init__()
+        block = nn.Module()
+        block.attn1 = ViewingAttention()
+        self.transformer_blocks = nn.ModuleList([block])
+
+    def forward(self, x, tiles):
+        n = x.flatten(2).transpose(1, 2)
+        q = n.reshape(len(n) * tiles, -1, n.shape[-1])
+        return self.transformer_blocks[0].attn1(q, context=n, value=n)
+
+
+def test_tokens_whole_for_queries_in_tiles_are_left_alone():
+    """Three rows of seven kept tokens cannot be divided among four tiles."""
+    unet = nn.Sequential(TilingBlocks())
+    x = torch.randn(1, 8, 8, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dense = unet[0](x, 4)
+        with patched(unet, factor=2.5) as patch:
+            assert torch.equal(unet[0](x, 4), dense)
+        assert patch.report.left == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
+        with patched(unet, factor=2.5) as patch:
+            unet[0](x, 1)
+        assert patch.report.layers and not patch.report.left
+
+
 def test_the_unet_of_a_host(sd1):
     class Model:
         def __init__(self, **parts):

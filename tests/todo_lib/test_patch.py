@@ -784,7 +784,7 @@ def test_deeper_than_max_depth_nothing_is_installed(sd1):
         hooked = {name for name, module in sd1.named_modules() if module._forward_pre_hooks}
     tops = [t for t in spatial_transformers(sd1) if t.depth == 1]
     assert hooked == {t.name for t in tops} | {
-        f"{name}.{part}" for t in tops for name in t.attentions for part in ("to_k", "to_v")
+        f"{name}{part}" for t in tops for name in t.attentions for part in ("", ".to_k", ".to_v")
     }
 
 

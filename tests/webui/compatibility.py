@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from client import kept_rows
+from hosts import A1111, FULL_VAE, Host
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 REQUEST = {"width": 256, "height": 128, "steps": 4}
@@ -39,17 +40,20 @@ class Neighbour:
     """Something else that runs in the same generation.
 
     name, kind: for the table. request: what it adds to a request, or a function of the run that returns it. options:
-    WebUI options while it runs. method: txt2img or img2img. repository: the folder of the extension, None for what the
-    host has. grids: how many whole grids the context of a self-attention may be made of. models: those it works with.
-    changes_picture: whether its own effect shows in the picture beside ToDo's. may_leave: whether some self-attentions
-    may be left to it. ready: a function of the run that says why it cannot run there, or nothing. repeats: whether it
-    makes the same picture again. shows_todo: whether ToDo's effect shows in the picture beside its own.
+    WebUI options while it runs. around: options that are no part of it, and also hold where ToDo runs alone. method:
+    txt2img or img2img. repository: the folder of the extension, None for what the host has. grids: how many whole grids
+    the context of a self-attention may be made of. models: those it works with. changes_picture: whether its own effect
+    shows in the picture beside ToDo's. may_leave: whether some self-attentions may be left to it. ready: a function of
+    the run that says why it cannot run there, or nothing. repeats: whether it makes the same picture again.
+    checkpoints: those that must have run, where there is more than one. shows_todo:
+    whether ToDo's effect shows in the picture beside its own.
     """
 
     name: str
     kind: str
     request: dict | Callable = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
+    around: dict = dataclasses.field(default_factory=dict)
     method: str = "txt2img"
     repository: str | None = None
     grids: int = 1
@@ -59,6 +63,7 @@ class Neighbour:
     ready: Callable | None = None
     repeats: bool = True
     shows_todo: bool = True
+    checkpoints: set = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass
@@ -79,11 +84,12 @@ class Cell:
 
 @dataclasses.dataclass
 class Run:
-    """What neighbours may need to make a request: the client, the model and a picture drawn with it."""
+    """What neighbours may need to make a request: the client, the model, a picture drawn with it, and the host."""
 
     client: object
     model: str
     image: np.ndarray
+    host: Host = A1111
 
 
 def depth_of(attention, model):
@@ -104,7 +110,12 @@ def judge(attention, model, grids):
     if not attention.todo:
         return "off" if attention.keys == attention.queries == size else "wrong"
     if attention.queries != size:
-        return "own" if attention.keys == attention.queries else "wrong"
+        if attention.keys == attention.queries:
+            return "own"
+        if attention.keys == size:  # reForge's HyperTile cuts the queries alone into tiles
+            return "dense"
+        # Forge's token merging merges queries alone: keys and values are as ever.
+        return "right" if attention.key_rows == attention.value_rows == (rows,) else "wrong"
     for n in range(1, grids + 1):
         if attention.keys == n * len(rows):
             same = {attention.key_rows, attention.value_rows}
@@ -136,23 +147,24 @@ def same(a, b, tolerance):
 def check(server, cell, neighbour, model, **more):
     """Run a cell and judge it. Raises Red."""
     client = server.client
-    run = Run(client, model, image_of(client, model))
+    run = Run(client, model, image_of(client, model), server.host)
     if neighbour.ready and (why := neighbour.ready(run)):
         cell.outcome, cell.words = "not run", why
         return
     request = neighbour.request(run) if callable(neighbour.request) else neighbour.request
     plain = {"image": request["image"]} if neighbour.method == "img2img" else {}
     plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
-    # This one first: some extensions look at the model before the host has loaded that of the request.
-    alone = pictures(generate(client, model, neighbour, plain, TODO, **more))
     position = server.log_size()
-    with client.options(**neighbour.options):
-        without = pictures(generate(client, model, neighbour, request, None, **more))
-        own = of_todo(client)  # a neighbour may be called much the same
-        with client.recording(indices=True, controls=True) as record:
-            with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
-        leftovers = [line for line in of_todo(client) if line not in own]
-        again = pictures(generate(client, model, neighbour, request, None, **more))
+    with client.options(**neighbour.around):
+        # This one first: some extensions look at the model before the host has loaded that of the request.
+        alone = alone_with_todo(client, model, neighbour, plain, **more)
+        with client.options(**neighbour.options):
+            without = pictures(generate(client, model, neighbour, request, None, **more))
+            own = of_todo(client)  # a neighbour may be called much the same
+            with client.recording(indices=True, controls=True) as record:
+                with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
+            leftovers = [line for line in of_todo(client) if line not in own]
+            again = pictures(generate(client, model, neighbour, request, None, **more))
 
     comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
     # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
@@ -177,11 +189,14 @@ def check(server, cell, neighbour, model, **more):
         raise Red(f"left, and should not be: {left[0]}")
     if not judged:
         raise Red("no self-attention ran")
+    if neighbour.checkpoints - {a.model for a in record.attentions}:
+        raise Red(f"only these checkpoints ran: { {a.model for a in record.attentions} }")
     if neighbour.repeats and not same(without, again, tolerance):
         raise Red("switched off, the picture is not the one before")
     if neighbour.shows_todo and cell.seen.get("right") and same(without, with_todo, tolerance):
         raise Red("ToDo changes nothing")
-    if neighbour.changes_picture and same(alone, with_todo, tolerance):
+    # Some add pictures of their own at the end.
+    if neighbour.changes_picture and same(alone, with_todo[: len(alone)], tolerance):
         raise Red("the neighbour changes nothing")
     cell.outcome = "left" if left else "ok"
 
@@ -209,11 +224,24 @@ def last_error(log):
     return next((line.strip() for line in lines if re.match(r" {0,4}[A-Za-z][\w.]*(:|$)", line)), "?")
 
 
+_alone = {}
+
+
+def alone_with_todo(client, model, neighbour, plain, **more):
+    """The pictures of ToDo without the neighbour: the same in many cells."""
+    request = sorted({**more, **plain}.items())
+    key = repr((client.url, model, neighbour.method, request, sorted(neighbour.around.items())))
+    if key not in _alone:
+        _alone[key] = pictures(generate(client, model, neighbour, plain, TODO, **more))
+    return _alone[key]
+
+
 _images = {}
 
 
 def image_of(client, model):
     """A picture of that model to start from, the same in all cells."""
     if (client.url, model) not in _images:
-        _images[client.url, model] = client.txt2img(model=model, **REQUEST).images[0]
+        with client.options(**FULL_VAE):
+            _images[client.url, model] = client.txt2img(model=model, **REQUEST).images[0]
     return _images[client.url, model]

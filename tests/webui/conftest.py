@@ -11,11 +11,13 @@ import pytest
 from browser import chromium, find_chromium, open_webui
 from client import Client
 from extensions import APART, arguments_for, fit
+from hosts import A1111, FORKS
 from server import REPOSITORY, WebUI, find_extensions, find_webui, make_checkpoints
 from table import Table
 
 HERE = Path(__file__).resolve().parent
 NO_WEBUI = "no WebUI"
+DIRS = {"lora": "lora", "controlnet": "control"}  # arguments that name folders beside the checkpoints
 
 
 def pytest_addoption(parser):
@@ -47,18 +49,28 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"skipped: {NO_WEBUI}")
 
 
+def cached(config, name):
+    """A folder that is kept from one test run to the next."""
+    cache = getattr(config, "cache", None)
+    return cache.mkdir(name) if cache else Path(tempfile.gettempdir()) / f"sd-webui-todo-{name}"
+
+
 @pytest.fixture(scope="session")
 def checkpoints(request):
-    """The folder of the tiny checkpoints, kept from one test run to the next."""
-    cache = getattr(request.config, "cache", None)
-    folder = cache.mkdir("webui-checkpoints") if cache else Path(tempfile.gettempdir()) / "sd-webui-todo-checkpoints"
-    return make_checkpoints(find_webui(), folder)
+    """The folder of the tiny checkpoints."""
+    return make_checkpoints(find_webui(), cached(request.config, "webui-checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def fork_checkpoints(request):
+    """The folder of the checkpoints that Forge and its kin recognise."""
+    return make_checkpoints(find_webui(), cached(request.config, "fork-checkpoints"), "--forks")
 
 
 @pytest.fixture(scope="session")
 def webui(checkpoints, tmp_path_factory):
     """The running WebUI, with this extension and the probe."""
-    server = WebUI(find_webui(), tmp_path_factory.mktemp("webui") / "data", checkpoints)
+    server = WebUI(A1111, tmp_path_factory.mktemp("webui") / "data", checkpoints)
     server.start()
     yield server
     server.stop()
@@ -72,11 +84,25 @@ def running_among(others, checkpoints, data, table):
     if "sd-webui-controlnet" in others:
         arguments.append(f"--controlnet-dir={checkpoints / 'control'}")
     # One extension raises in every generation of a WebUI that saves none; requests say that they don't want it.
-    server = WebUI(find_webui(), data, checkpoints, extensions, arguments, {"samples_save": True})
+    server = WebUI(A1111, data, checkpoints, extensions, arguments, {"samples_save": True})
     server.prepare()
     fit(data / "extensions")
     for name, folder in {"A1111": server.root, **others}.items():
         table.add_version(name, folder)
+    server.start()
+    server.client = Client(server.url)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session", params=FORKS, ids=lambda host: host.name)
+def fork(request, fork_checkpoints, tmp_path_factory, table):
+    """Each fork in turn, running, and with `host` and `client`."""
+    if not request.param.is_there():
+        pytest.skip(f"no {request.param.name}")
+    arguments = [f"--{kind}-dir={fork_checkpoints / folder}" for kind, folder in DIRS.items()]
+    server = WebUI(request.param, tmp_path_factory.mktemp("fork") / "data", fork_checkpoints, arguments=arguments)
+    table.add_version(request.param.name, server.root)
     server.start()
     server.client = Client(server.url)
     yield server

@@ -10,6 +10,11 @@
   twin         two SD1 checkpoints, twin.safetensors and twin.ckpt, that share twin.yaml: the WebUI switches between
                checkpoints with the same config by loading weights into the modules that it has, else it makes new ones
 
+
+With --forks those that Forge and its kin load instead. They know a model by the sizes in its weights and need no yaml.
+The sizes of text encoder and VAE are in their code, so here these are full-size (640 MB in all), with random weights.
+  fork, forkb  SD1 (two seeds: base, and refiner / hires checkpoint), all levels of the U-Net with 320 channels
+
 The U-Nets keep the topology of the real ones (levels, attention places, blocks), only with few channels.
 Each other checkpoint is NAME.safetensors + NAME.yaml: the WebUI prefers a yaml lying beside the checkpoint.
 The yaml files name the text encoders' folder by its absolute path, so that folder has to stay.
@@ -43,6 +48,7 @@ SIZES = {
 
 def put(path: Path, write):
     """Let write(path) fill the file aside, then replace it in one step: a running WebUI may have it open or mapped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     write(part)
     os.replace(part, path)
@@ -204,6 +210,20 @@ def sd1(folder, in_channels=4, **params):
     )
 
 
+def fork(folder):
+    from transformers import CLIPTextConfig
+
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 768, "pad_token_id": 1}
+    config = CLIPTextConfig(num_hidden_layers=12, num_attention_heads=12, bos_token_id=0, eos_token_id=2, **sizes)
+    put_text(folder / "full-clip" / "config.json", config.to_json_string())
+    model = sd1(folder)
+    params = model["params"]
+    params["cond_stage_config"]["params"]["version"] = str(folder / "full-clip")
+    params["unet_config"]["params"].update(model_channels=320, channel_mult=[1, 1, 1, 1], context_dim=768)
+    params["first_stage_config"]["params"]["ddconfig"].update(ch=128, num_res_blocks=2)
+    return model
+
+
 def sd1_inpainting(folder):
     return sd1(folder, in_channels=9, kind="LatentInpaintDiffusion", conditioning_key="hybrid", finetune_keys=None)
 
@@ -293,6 +313,10 @@ MODELS = {
     "tinysd3.safetensors": (sd3, 7, torch.float16),
     "twin.safetensors": (sd1, 5, torch.float16),
     "twin.ckpt": (sd1, 6, torch.float16),
+}
+FORKS = {
+    "fork.safetensors": (fork, 10, torch.float16),
+    "forkb.safetensors": (fork, 11, torch.float16),
 }
 
 
@@ -430,17 +454,45 @@ def control_weights(net):
     return weights
 
 
+LORA = {False: "diffusion_model_", True: "lora_unet_"}  # how the hosts name a layer of the U-Net in a LoRA
+
+
 @torch.no_grad()
-def lora_weights(net):
+def lora_weights(net, prefix):
     """A LoRA of rank 2 on all keys and values."""
     torch.manual_seed(9)
     weights = {}
     for name, weight in net.items():
         if name.endswith(("to_k.weight", "to_v.weight")):
-            key = "diffusion_model_" + name.removesuffix(".weight").replace(".", "_")
+            key = prefix + name.removesuffix(".weight").replace(".", "_")
             outs, ins = weight.shape
             weights[f"{key}.lora_up.weight"] = torch.randn(outs, 2)
             weights[f"{key}.lora_down.weight"] = torch.randn(2, ins) * ins**-0.5
+    return weights
+
+
+@torch.no_grad()
+def lllite_weights(net):
+    """A ControlLLLite on the self-attentions of the encoder's first level."""
+    torch.manual_seed(12)
+    weights, size = {}, 16
+    for name, weight in net.items():
+        if not name.startswith(("input_blocks.1.", "input_blocks.2.")) or ".attn1.to_" not in name or weight.ndim < 2:
+            continue
+        if ".to_out." in name:
+            continue
+        ins = weight.shape[1]
+        parts = {
+            "conditioning1.0": (size // 2, 3, 4, 4),
+            "conditioning1.2": (size, size // 2, 2, 2),
+            "down.0": (size, ins),
+            "mid.0": (size, 2 * size),
+            "up.0": (ins, size),
+        }
+        for part, shape in parts.items():
+            key = f"lllite_unet_{name.removesuffix('.weight').replace('.', '_')}.{part}"
+            weights[f"{key}.weight"] = torch.randn(shape) * torch.tensor(shape[1:]).prod() ** -0.5
+            weights[f"{key}.bias"] = torch.zeros(shape[0])
     return weights
 
 
@@ -448,6 +500,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--webui", type=Path, required=True, help="WebUI folder (its repositories/ are imported)")
     parser.add_argument("--out", type=Path, required=True, help="where the checkpoints and yaml files go")
+    parser.add_argument("--forks", action="store_true", help="those for Forge and its kin instead")
     parser.add_argument("--encoders", type=Path, help="where the text encoders' tokenizer and configs go")
     args = parser.parse_args()
     for name in ("stable-diffusion-stability-ai", "generative-models"):
@@ -455,10 +508,11 @@ def main():
     sys.path.append(str(args.webui))  # for SD3, of which the classes are the host's own
     from safetensors.torch import save_file
 
-    folder = (args.encoders or args.out / "tiny-encoders").resolve()
+    folder = (args.encoders or args.out / ("encoders" if args.forks else "tiny-encoders")).resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    write_encoders(folder)
-    for name, (config, *options) in MODELS.items():
+    if not args.forks:
+        write_encoders(folder)
+    for name, (config, *options) in (FORKS if args.forks else MODELS).items():
         model = config(folder)
         with contextlib.redirect_stdout(io.StringIO()):  # the model classes print a line per layer
             weights = state_dict(model, *options)
@@ -467,15 +521,18 @@ def main():
             put(path, functools.partial(torch.save, {"state_dict": weights}))
         else:
             put(path, functools.partial(save_file, weights))
-        put_text(path.with_suffix(".yaml"), yaml.safe_dump({"model": model}))
+        if not args.forks:
+            put_text(path.with_suffix(".yaml"), yaml.safe_dump({"model": model}))
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-        if path.stem in CONTROL_CONFIGS:
+        if path.stem in (*CONTROL_CONFIGS, "fork"):
             prefix = "model.diffusion_model."
             net = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            for kind, extra in (("control", control_weights(net)), ("lora", lora_weights(net))):
-                (args.out / kind).mkdir(exist_ok=True)
+            for kind, extra in (("control", control_weights(net)), ("lora", lora_weights(net, LORA[args.forks]))):
                 put(args.out / kind / f"{kind}-{name}", functools.partial(save_file, extra))
-    put_text(args.out / "control" / "configs.json", json.dumps(dict(CONTROL_CONFIGS.values()), indent=1))
+            if args.forks:
+                put(args.out / "control" / f"lllite-{name}", functools.partial(save_file, lllite_weights(net)))
+    if not args.forks:
+        put_text(args.out / "control" / "configs.json", json.dumps(dict(CONTROL_CONFIGS.values()), indent=1))
 
 
 if __name__ == "__main__":

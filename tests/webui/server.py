@@ -1,4 +1,4 @@
-"""Start and stop a real AUTOMATIC1111 WebUI that leaves no trace in its own folder."""
+"""Start and stop a real WebUI, AUTOMATIC1111's or a fork, that leaves no trace in its own folder."""
 
 import contextlib
 import hashlib
@@ -12,36 +12,16 @@ import time
 from pathlib import Path
 
 import requests
+from hosts import A1111, WINDOWS, python_of
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 MAKE_CHECKPOINTS = HERE / "make_checkpoints.py"
-WINDOWS = os.name == "nt"
-
-ARGUMENTS = [
-    "--skip-prepare-environment",  # the folder is installed already: download nothing
-    "--api",
-    "--use-cpu=all",
-    "--no-half",
-    "--opt-sdp-attention",
-    "--no-download-sd-model",
-    "--do-not-download-clip",
-    "--disable-console-progressbars",
-]
-# Where a setting differs from what a fresh WebUI has.
-SETTINGS = {
-    "auto_launch_browser": "Disable",
-    "sd_model_checkpoint": "tiny.safetensors",
-    "live_previews_enable": False,  # they decode pictures beside the sampling
-    "samples_save": False,
-    "grid_save": False,
-}
 
 
 def find_webui():
     """The folder of an installed WebUI, WEBUI_DIR or the usual place, or None."""
-    root = Path(os.environ.get("WEBUI_DIR") or Path.home() / "stable-diffusion-webui").expanduser().resolve()
-    return root if (root / "launch.py").exists() and python_of(root).exists() else None
+    return A1111.root if A1111.is_there() else None
 
 
 def find_extensions():
@@ -61,22 +41,20 @@ def find_distributed():
     return place if (place / "scripts" / "distributed.py").exists() else None
 
 
-def python_of(root):
-    """The Python that the WebUI's own launcher uses."""
-    return root / "venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")
+def make_checkpoints(root, cache, *options):
+    """The folder of the tiny checkpoints, written on first use and kept in the cache, a folder of their own.
 
-
-def make_checkpoints(root, cache):
-    """The folder of the tiny checkpoints, written on first use and kept in the cache.
+    options: of the program that makes them.
 
     Its name holds all that the files depend on; where it lies is part of that, because the configs point to it.
     """
-    recipe = [MAKE_CHECKPOINTS.read_bytes(), str(cache).encode(), str(root).encode()]
+    recipe = [MAKE_CHECKPOINTS.read_bytes(), str(cache).encode(), str(root).encode(), *map(str.encode, options)]
     folder = cache / hashlib.sha256(b"\0".join(recipe)).hexdigest()[:12]
     done = folder / "complete"
     if not done.exists():
-        shutil.rmtree(cache, ignore_errors=True)  # those of older recipes: 400 MB each
+        shutil.rmtree(cache, ignore_errors=True)  # those of older recipes: 400 MB each and more
         command = [str(python_of(root)), str(MAKE_CHECKPOINTS), "--webui", str(root), "--out", str(folder)]
+        command += options
         made = subprocess.run(command, env=environment(), capture_output=True, text=True)
         if made.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
@@ -99,14 +77,15 @@ class WebUI:
     `extensions` maps names in its extensions/ folder to the folders to put there: ours as links, others' as copies.
     """
 
-    def __init__(self, root, data, checkpoints, extensions=None, arguments=(), settings=None):
-        self.root, self.data = root, data
+    def __init__(self, host, data, checkpoints, extensions=None, arguments=(), settings=None):
+        self.host, self.root, self.data = host, host.root, data
         self.log = data / "webui.log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [str(python_of(root)), "launch.py", *ARGUMENTS, f"--port={self.port}", f"--data-dir={data}"]
-        self.command += [f"--ckpt-dir={checkpoints}", *arguments]
-        self.settings = {**SETTINGS, **(settings or {})}
+        self.command = [str(python_of(self.root)), "launch.py", f"--port={self.port}"]
+        self.command += [argument.format(root=self.root) for argument in host.arguments]
+        self.command += [f"--data-dir={data}", f"--ckpt-dir={checkpoints}", *arguments]
+        self.settings = {**host.settings, **(settings or {})}
         if extensions is None:
             extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe"}
         self.extensions = extensions

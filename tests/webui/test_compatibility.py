@@ -6,6 +6,7 @@ command of its own, `python dev.py compatibility`, which writes the table into d
 
 import contextlib
 
+import fork_neighbours
 import pytest
 from compatibility import check, check_without_unet
 from extensions import APART, EXTENSIONS
@@ -73,3 +74,15 @@ def test_samplers(crowd, table, subtests):
 def test_neighbour(request, table, neighbour, model):
     crowd = request.getfixturevalue("apart" if neighbour.repository in APART else "crowd")
     check_neighbour(crowd, table.cell("neighbours", "A1111", model), neighbour)
+
+
+# ---- Forge and its kin
+
+
+@pytest.mark.parametrize("neighbour", fork_neighbours.NEIGHBOURS, ids=lambda neighbour: neighbour.name)
+def test_fork(fork, table, neighbour):
+    cell = table.cell("forks", fork.host.name, "fork", neighbour=neighbour.name, kind=neighbour.kind)
+    with judging(cell):
+        check(fork, cell, neighbour, "fork", **fork_neighbours.SMALL)
+    if cell.outcome == "not run":
+        pytest.skip(cell.words)

@@ -65,6 +65,7 @@ class Probe:
             "sampling_steps": params.total_sampling_steps,
             "sigma": float(params.sigma.max()),
             "todo": any(script.title() == "ToDo" for script in getattr(denoiser.p.scripts, "alwayson_scripts", ())),
+            "loop": sampler_loop(),
         }
         self.attach(current_unet())
         if self.controls:
@@ -83,7 +84,7 @@ class Probe:
         """ControlNets are encoders that lie anywhere but in the U-Net."""
         # by the type itself: isinstance asks proxies, whose objects may be gone
         for module in [o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module)]:
-            parts = module._modules
+            parts = vars(module).get("_modules") or {}  # reForge takes models that it has done with to pieces
             if "input_blocks" in parts and "output_blocks" not in parts and id(module) not in self.attached:
                 self.attached[id(module)] = module
                 self.attach_transformers(module, f"control {len(self.attached)}: ")
@@ -98,6 +99,7 @@ class Probe:
                 layer = f"{prefix}{name}.transformer_blocks.{i}.attn1"
                 for key in ("to_q", "to_k", "to_v"):
                     self.handles.append(getattr(block.attn1, key).register_forward_hook(self.observer(layer, key)))
+                self.handles.append(block.norm1.register_forward_hook(self.norm_observer(layer)))
 
     def observer(self, layer, key):
         """The hook on a projection: a function, because extensions ask every hook for its name."""
@@ -107,11 +109,17 @@ class Probe:
 
         return observe
 
+    def norm_observer(self, layer):
+        def observe(module, args, output):
+            self.normed(layer, module, args, output)
+
+        return observe
+
     def detach(self):
         for handle in self.handles:
             handle.remove()
         self.handles, self.unet, self.attached = [], None, {}
-        self.open, self.early, self.in_unet = {}, [], False
+        self.open, self.early, self.in_unet, self.tokens = {}, [], False, {}
 
     def unet_called(self, module, args):
         # Forge runs ControlNets before the U-Net, the WebUI's extension within its call.
@@ -129,6 +137,9 @@ class Probe:
     def unet_returned(self, module, args, output):
         self.in_unet = False
 
+    def normed(self, name, module, args, output):
+        self.tokens[name] = output
+
     def projected(self, name, key, module, args, output):
         """A projection of a self-attention has run: a forward hook sees what others' pre-hooks made of its input."""
         layer, inputs = self.open.setdefault(name, ({"layer": name, "grid": self.grid}, {}))
@@ -141,6 +152,9 @@ class Probe:
         del self.open[name]
         if self.indices:
             queries, keys, values = (inputs[key] for key in ("to_q", "to_k", "to_v"))
+            tokens = self.tokens.get(name)
+            if tokens is not None and queries.shape[1] < tokens.shape[1] and len(queries) == len(tokens):
+                queries = tokens  # another extension has merged them: all tokens are what the block was given
             layer["key_rows"] = self.rows(queries, keys)
             layer["value_rows"] = layer["key_rows"] if values is keys else self.rows(queries, values)
         (self.call["layers"] if self.in_unet else self.early).append(layer)
@@ -214,6 +228,22 @@ class Probe:
 def current_unet():
     forge = getattr(shared.sd_model, "forge_objects", None)
     return (forge.unet.model if forge else shared.sd_model.model).diffusion_model
+
+
+def sampler_loop():
+    """Where the sampler is in its loop over the steps: its function and the number there, read off the running frames.
+
+    The outermost function called by the host's launch_sampling that counts is the sampler's.
+    """
+    frames, frame = [], sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "launch_sampling":
+        frames.append(frame)
+        frame = frame.f_back
+    for frame in reversed(frames):
+        for name in ("step_id", "step_index", "i"):
+            if isinstance(number := frame.f_locals.get(name), int):
+                return {"function": frame.f_code.co_name, "number": number}
+    return None
 
 
 def checkpoint_name(model):
@@ -449,7 +479,7 @@ def add_routes(demo, app):
     def xyz_axes():
         """The labels of txt2img's X/Y/Z plot axes; the API wants their positions."""
         scripts_of_tab = scripts.scripts_txt2img.selectable_scripts
-        plot = next(script for script in scripts_of_tab if script.title() == "X/Y/Z plot")
+        plot = next(script for script in scripts_of_tab if script.title().lower() == "x/y/z plot")
         return [option.label for option in plot.current_axis_options]
 
     for path, method, route in [

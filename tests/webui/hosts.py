@@ -1,0 +1,111 @@
+"""The WebUIs that tests run against: where each is found, how it is started, and what it is called by."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WINDOWS = os.name == "nt"
+
+# Where a setting differs from what a fresh WebUI has.
+SETTINGS = {
+    "auto_launch_browser": "Disable",
+    "live_previews_enable": False,  # they decode pictures beside the sampling
+    "samples_save": False,
+    "grid_save": False,
+}
+COMMON = (
+    "--skip-prepare-environment",  # the folder is installed already: download nothing
+    "--api",
+    "--no-download-sd-model",
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A WebUI.
+
+    variable, folder: the environment variable that names where it is installed, and the usual place in the home folder.
+    model: its checkpoint for most tests. arguments: {root} in them is where it is installed. hires: what a request for
+    hires fix needs beside A1111's.
+    """
+
+    name: str
+    variable: str
+    folder: str
+    model: str
+    arguments: tuple
+    settings: dict = field(default_factory=dict)
+    hires: dict = field(default_factory=dict)
+
+    @property
+    def root(self):
+        return Path(os.environ.get(self.variable) or Path.home() / self.folder).expanduser().resolve()
+
+    def is_there(self):
+        return (self.root / "launch.py").exists() and python_of(self.root).exists()
+
+
+def python_of(root):
+    """The Python that the WebUI's own launcher uses."""
+    return root / "venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+
+A1111 = Host(
+    "A1111",
+    "WEBUI_DIR",
+    "stable-diffusion-webui",
+    "tiny",
+    (
+        *COMMON,
+        "--use-cpu=all",
+        "--no-half",
+        "--opt-sdp-attention",
+        "--do-not-download-clip",
+        "--disable-console-progressbars",
+    ),
+    {**SETTINGS, "sd_model_checkpoint": "tiny.safetensors"},
+)
+
+FORK_ARGUMENTS = (
+    *COMMON,
+    "--skip-torch-cuda-test",
+    "--skip-python-version-check",
+    "--always-cpu",
+    "--all-in-fp32",
+    "--attention-pytorch",
+    "--disable-console-progressbars",
+)
+FORK_SETTINGS = {
+    **SETTINGS,
+    "sd_model_checkpoint": "fork.safetensors",
+    # Their VAE is full-size and slow. This makes a pixel of each token of the latent picture; see also FULL_VAE.
+    "sd_vae_decode_method": "Approx cheap",
+}
+ODE = ("bosh3", "fehlberg2", "adaptive_heun", "dopri5", "custom")  # reForge's solvers of differential equations
+FULL_VAE = {"sd_vae_decode_method": "Full"}  # where the size of the picture matters
+
+
+def fork(name, variable, folder, *arguments, settings=None, **more):
+    settings = {**FORK_SETTINGS, **(settings or {})}
+    return Host(name, variable, folder, "fork", (*FORK_ARGUMENTS, *arguments), settings, **more)
+
+
+FORKS = [
+    fork(
+        "Forge",
+        "FORGE_DIR",
+        "stable-diffusion-webui-forge",
+        "--gradio-allowed-path={root}",  # its page's own files, where its data are elsewhere
+        hires={"hr_additional_modules": ["Use same choices"]},  # it fails without
+    ),
+    fork(
+        "reForge",
+        "REFORGE_DIR",
+        "stable-diffusion-webui-reForge",
+        settings={
+            "sd_checkpoints_limit": 2,  # else it takes half a minute to change between two
+            **{f"ode_{solver}_{kind}tol": -1 for solver in ODE for kind in "ra"},  # else hundreds of U-Net calls
+        },
+    ),
+    fork("forge-classic", "FORGE_CLASSIC_DIR", "sd-webui-forge-classic"),
+]

@@ -296,7 +296,7 @@ EXTENSIONS = [
         "sd-webui-token-downsampling",
         "downsamples tokens",
         "Token Downsampling",
-        options={"token_downsampling_factor": 2},
+        options={"token_downsampling_factor": 3},  # with 2 it does the very same
         may_leave=True,
         models=BOTH,
     ),

@@ -58,7 +58,8 @@ class Table:
         parts += self.part("Hosts and models", "models", "host", "model")
         parts += self.part("Attention optimisations", "optimizations", "optimization", "neighbour")
         parts += self.part("Samplers", "samplers", "sampler", "host")
-        parts += self.part("Neighbours", "neighbours", "neighbour", "model")
+        parts += self.part("Neighbours in the WebUI", "neighbours", "neighbour", "model")
+        parts += self.part("Neighbours in the forks", "forks", "neighbour", "host")
         parts += ["## Versions", "", *(f"- {name}: {version}" for name, version in sorted(self.versions.items())), ""]
         return "\n".join(parts)
 

@@ -8,9 +8,11 @@ import contextlib
 
 import fork_neighbours
 import pytest
+from client import RequestFailed
 from compatibility import check, check_without_unet
 from extensions import APART, EXTENSIONS
 from neighbours import NEIGHBOURS
+from sampler_steps import check_first_half
 
 PLAIN = NEIGHBOURS[0]
 OPTIMIZATIONS = ["sdp", "sdp-no-mem", "sub-quadratic", "V1", "InvokeAI", "Doggettx", "None"]
@@ -86,3 +88,28 @@ def test_fork(fork, table, neighbour):
         check(fork, cell, neighbour, "fork", **fork_neighbours.SMALL)
     if cell.outcome == "not run":
         pytest.skip(cell.words)
+
+
+def test_fork_samplers(fork, table, subtests):
+    """All that the fork offers, of which not all tell it of their calls."""
+    for sampler in [found["name"] for found in fork.client.get("/sdapi/v1/samplers")]:
+        with subtests.test(sampler):
+            cell = table.cell("samplers", fork.host.name, "fork", sampler=sampler)
+            request = {"model": "fork", "width": 64, "height": 64, "steps": 4, "sampler_name": sampler}
+            request["cfg_scale"] = 1 if sampler == "DPM adaptive" else 7
+            with judging(cell):
+                try:
+                    with fork.client.recording() as record:
+                        fork.client.txt2img([True, 2, 1, 0, 0.5], **request)
+                except RequestFailed as error:
+                    cell.outcome, cell.words = "not run", f"fails without ToDo as well: {without_todo(fork, request)}"
+                    pytest.skip(f"{error}: {cell.words}")
+                check_first_half(record, sampler)
+                cell.outcome = "ok"
+
+
+def without_todo(fork, request):
+    """Why this request fails without ToDo too."""
+    with pytest.raises(RequestFailed) as failure:
+        fork.client.txt2img(None, **request)
+    return failure.value.text[:200]

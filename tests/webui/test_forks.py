@@ -1,6 +1,6 @@
-"""Forge and its kin: samplers, refusals, what is left behind, plots and the page, the same as in the WebUI.
+"""Forge and its kin: refusals, what is left behind, plots and the page, the same as in the WebUI.
 
-Their cells of the compatibility table are in test_compatibility.py.
+Their samplers and their cells of the compatibility table are in test_compatibility.py.
 """
 
 import re
@@ -12,8 +12,6 @@ from hosts import FULL_VAE
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4}
 TINY = {"model": "fork", "width": 64, "height": 64, "steps": 3}
-# One call of the U-Net counts as a step: the number of steps is the host's budget of calls, or made so by it.
-BY_CALLS = {"DPM fast", "UniPC"}
 AXES = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Auto"]
 
 
@@ -25,65 +23,6 @@ def client(fork):
 
 def factor_2(a):
     return 2 if a.depth == 1 else 1
-
-
-# ---- samplers
-
-
-def steps_of(record, sampler):
-    """For each U-Net call: the number in the loop of the sampler's own function, read off the running frames."""
-    if sampler in BY_CALLS:
-        return [call["call"] for call in record.calls]
-    assert all(call["loop"] for call in record.calls), f"{sampler} has no loop over steps"
-    return [call["loop"]["number"] for call in record.calls]
-
-
-def downsampled(record):
-    """For each U-Net call: whether its largest grid was downsampled, all layers alike."""
-    found = [{a.keys * 4 == a.queries for a in record.where(call=call["call"], depth=1)} for call in record.calls]
-    assert all(len(one) == 1 for one in found)
-    return [one.pop() for one in found]
-
-
-def check_first_half(record, sampler):
-    short = downsampled(record)
-    if sampler == "DPM adaptive" or sampler.startswith(
-        "ODE "
-    ):  # its steps are not known beforehand: one noise level parts it
-        sigmas = [call["sigma"] for call in record.calls]
-        assert short[0] and not short[-1]
-        assert min(s for s, yes in zip(sigmas, short, strict=True) if yes) > max(
-            s for s, yes in zip(sigmas, short, strict=True) if not yes
-        )
-        return
-    steps = steps_of(record, sampler)
-    n = max(steps) + 1
-    assert n >= 3 and steps == sorted(steps)
-    assert short == [step / n < 0.5 for step in steps], f"{sampler}: steps {steps}"
-
-
-def test_all_samplers(fork, client, table):
-    failed = []
-    for sampler in [sampler["name"] for sampler in client.get("/sdapi/v1/samplers")]:
-        cell = table.cell(host=fork.host.name, model="fork", sampler=sampler, kind="the first half of the steps")
-        request = {**TINY, "steps": 4, "sampler_name": sampler, "cfg_scale": 1 if sampler == "DPM adaptive" else 7}
-        try:
-            with client.recording() as record:
-                client.txt2img([True, 2, 1, 0, 0.5], **request)
-            check_first_half(record, sampler)
-            cell.outcome = "ok"
-        except RequestFailed as failure:
-            try:
-                client.txt2img(**request)
-            except RequestFailed as without:
-                cell.outcome, cell.words = "not run", f"fails without ToDo as well: {without.text[:200]}"
-            else:
-                cell.words = str(failure)
-        except AssertionError as failure:
-            cell.words = str(failure)
-        if cell.outcome == "red":
-            failed.append(f"{sampler}: {cell.words}")
-    assert failed == []
 
 
 # ---- refusals

@@ -156,7 +156,8 @@ def check(server, cell, neighbour, model, **more):
     plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
     position = server.log_size()
     with client.options(**neighbour.around):
-        # This one first: some extensions look at the model before the host has loaded that of the request.
+        # Some extensions look at the model before the host has loaded that of their request.
+        client.txt2img(None, model, width=64, height=64, steps=1)
         alone = alone_with_todo(client, model, neighbour, plain, **more)
         with client.options(**neighbour.options):
             without = pictures(generate(client, model, neighbour, request, None, **more))

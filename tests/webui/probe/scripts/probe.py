@@ -465,12 +465,14 @@ def add_routes(demo, app):
         return {name: getattr(shared.opts, name) for name in names.split(",")}
 
     def memory():
-        """Megabytes: of this process, and of the tensors that are alive."""
+        """Megabytes: of this process, and of the tensors that are alive. And the number of ToDo's own objects."""
         gc.collect()
-        tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+        objects = gc.get_objects()
+        tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
+        ours = sum(str(type(o).__module__).startswith("todo_lib") for o in objects)
         storages = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         resident = psutil.Process().memory_info().rss
-        return {"resident": resident / 1e6, "tensors": sum(storages.values()) / 1e6}
+        return {"resident": resident / 1e6, "tensors": sum(storages.values()) / 1e6, "ours": ours}
 
     def optimizers():
         """The names of the attention optimisations that run on this machine, as the option wants them."""

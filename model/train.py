@@ -10,8 +10,10 @@ import argparse
 import copy
 import json
 import math
+import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,20 +47,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that train, of one thread each")
     parser.add_argument("--package", type=Path, help="the npm package's .tgz, downloaded if not given")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    random.seed(0)
+    torch.set_num_threads(1)
     WORK.mkdir(exist_ok=True)
     STAGES[options.stage](options)
 
 
-class Run:
-    """A stage's clock, log and checkpoint. `share` is how much of its time is over, 0 to 1."""
+def work_together(model: nn.Module, workers: int) -> bool:
+    """Fork processes that train the same weights without waiting for each other (Hogwild); whether this is the first.
 
-    def __init__(self, name: str, minutes: float, **kept):
+    On a busy machine threads that wait for each other at every layer get far less done.
+    """
+    model.share_memory()
+    for rank in range(1, workers):
+        if os.fork() == 0:
+            torch.manual_seed(rank)
+            random.seed(rank)
+            return False
+    torch.manual_seed(0)
+    random.seed(0)
+    return True
+
+
+class Run:
+    """A stage's clock, log and checkpoint, the last two of the first process only.
+
+    share: how much of its time is over, 0 to 1.
+    """
+
+    def __init__(self, name: str, minutes: float, workers: int, **kept):
         self.name, self.seconds, self.kept = name, 60 * minutes, kept
         self.path = WORK / f"{name}.pt"
         self.step, self.before = 0, 0.0
@@ -67,6 +86,7 @@ class Run:
             self.step, self.before = state["step"], state["elapsed"]
             for key, thing in kept.items():
                 thing.load_state_dict(state[key])
+        self.first = work_together(kept["model"], workers)
         self.start = self.saved = time.monotonic()
         self.losses = {}
 
@@ -85,6 +105,10 @@ class Run:
         """Count a step; whether the time is over."""
         self.step += 1
         over = self.elapsed >= self.seconds
+        if not self.first:
+            if over or os.getppid() == 1:
+                os._exit(0)
+            return False
         if self.step % every == 0 or over:
             line = {"step": self.step, "seconds": round(self.elapsed)}
             line |= {name: sum(losses) / len(losses) for name, losses in self.losses.items()}
@@ -110,37 +134,40 @@ def learning_rate(share: float, top: float) -> float:
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    """On all pictures of the package, half of the time on those that the U-Net learns."""
+    """The decoder, on the chosen pictures and some others. The encoder is not trained, so that latents are known at
+    once and train_unet can run beside this."""
     pictures = read_package(options.package)
     chosen, everything = list(CAPTIONS), list(pictures)
-    model = Autoencoder()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
-    run = Run("autoencoder", options.minutes, model=model, optimizer=optimizer)
+    torch.manual_seed(0)
+    model = make_autoencoder(pictures)
+    trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+    optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99))
+    run = Run("autoencoder", options.minutes, options.workers, model=model, optimizer=optimizer)
+    if run.first and not run.step:
+        run.save()
     while True:
-        # Whole pictures at three sizes and parts of pictures: the norms see the same shares of white later on.
-        kind = random.choices(["small", "part", "native", "large"], [4, 4, 4, 0.4])[0]
-        count, size = {"small": (8, 128), "part": (8, 256), "native": (2, 256), "large": (1, 512)}[kind]
-        names = random.choices(chosen, k=count) if random.random() < 0.5 else random.choices(everything, k=count)
+        kinds = {"small": (4, 64), "middle": (2, 128), "part": (2, 256), "native": (1, 256), "large": (1, 512)}
+        odds = [4, 4, 1, 0, 0] if run.share < 0.4 else [1, 5, 3, 4, 0.2]
+        kind = random.choices(list(kinds), odds)[0]
+        count, size = kinds[kind]
+        names = random.choices(chosen if random.random() < 0.8 else everything, k=count)
         pixels = torch.stack([on_white(pictures[name], size) for name in names])
         if kind == "part":
             top, left = random.randrange(129), random.randrange(129)
             pixels = pixels[..., top : top + 128, left : left + 128]
-        if random.random() < 0.5:
-            pixels = pixels.flip(-1)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run.share, 1.5e-3)
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            mean, logvar = model.moments(pixels)
-            latents = mean.float() + torch.randn_like(mean) * (0.5 * logvar.float()).exp()
-            drawn = model.decode(latents).float()
+        with torch.no_grad():
+            latents = model.encode(pixels)
+        # What the U-Net makes is never exact.
+        drawn = model.decode(latents + LATENT_NOISE * torch.rand(count, 1, 1, 1) * torch.randn_like(latents))
         difference = drawn - pixels
         # Edges count extra: they make a small picture look sharp, and the mean difference hardly knows them.
         edges = sum(difference.diff(dim=dim).abs().mean() for dim in (2, 3))
-        kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-        loss = difference.abs().mean() + difference.square().mean() + edges + KL * kl
+        loss = difference.abs().mean() + difference.square().mean() + edges
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run.share, 5e-4)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         run.note("loss", difference.detach().abs().mean().item())
         if run.done():
@@ -148,22 +175,78 @@ def train_autoencoder(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def finished_autoencoder(pictures: dict) -> Autoencoder:
-    """The trained autoencoder, with latents of mean 0 and variance 1 in each channel.
+def make_autoencoder(pictures: dict) -> Autoencoder:
+    """An autoencoder whose latents are mean colours, and which draws a blurred picture from them.
 
-    The convolutions at both ends of the latents take up the shift and scale, so that the config's scale_factor is 1.
+    Pixels are averaged on the way to the latents and spread smoothly on the way back; what the residual blocks add is
+    next to nothing at first. The last layers of both ways are fitted.
     """
-    model = Autoencoder().eval()
-    model.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True)["model"])
+    model = Autoencoder()
+    average = torch.zeros(3, 3)
+    average[:2, :2] = 1 / 4  # ldm pads to the right and below only
+    smooth = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+    middle = torch.zeros(3, 3)
+    middle[1, 1] = 1.0
+    for part in (model.encoder, model.decoder):
+        for name, module in part.named_modules():
+            if name.endswith(("conv2", "proj_out")):
+                module.weight *= 0.1
+            if name.endswith(("downsample.conv", "upsample.conv")):
+                kernel = average if name.startswith("down") else smooth
+                module.weight *= 0.05
+                module.weight += torch.eye(len(module.weight))[..., None, None] * kernel
+        for conv in (part.conv_in, part.conv_out):
+            count, channels = conv.weight.shape[:2]
+            conv.weight *= 0.05
+            conv.weight += torch.randn(count, channels, 1, 1) * channels**-0.5 * middle
+        part.conv_in.bias.copy_(torch.linspace(-2, 2, len(part.conv_in.bias)))
+        oppose(part.conv_in)
+
+    small = torch.stack([on_white(pictures[name], 64) for name in CAPTIONS])
+    before = model.quant_conv
+    before.weight.zero_()
+    before.weight[:LATENT_CHANNELS] = torch.eye(LATENT_CHANNELS, 2 * LATENT_CHANNELS)[..., None, None]
+    before.bias.zero_()
+    # Three latents are the mean colours of their 8 x 8 pixels, the fourth is a mixture of them.
+    fit(model.encoder.conv_out, lambda: model.encode(small), F.avg_pool2d(small, LATENT_SCALE))
+    # Mean 0 and variance 1 in each channel, so that the config's scale_factor is 1.
     latents = encode(model, pictures, 256)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    after, before = model.post_quant_conv, model.quant_conv
-    after.bias += after.weight.flatten(1) @ mean
-    after.weight *= std.view(1, -1, 1, 1)
-    both = torch.cat([std, std]).view(-1, 1, 1, 1)
-    before.weight[: len(std)] /= both[: len(std)]
-    before.bias[: len(std)] = (before.bias[: len(std)] - mean) / std
-    before.bias[len(std) :] -= 2 * std.log()
+    before.weight[:LATENT_CHANNELS] /= std.view(-1, 1, 1, 1)
+    before.bias[:LATENT_CHANNELS] = -mean / std
+    before.bias[LATENT_CHANNELS:] = 2 * math.log(0.05)
+    fit(model.decoder.conv_out, lambda: model.decode(model.encode(small)), small)
+    return model
+
+
+def fit(conv: nn.Conv2d, call: Callable[[], None], wanted: torch.Tensor) -> None:
+    """Set the 3 x 3 convolution, which this call runs, so that its first channels are nearest to those wanted."""
+    inputs = []
+    with conv.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
+        call()
+    known = F.pad(F.unfold(inputs[0], 3, padding=1).movedim(1, -1).flatten(0, 1), (0, 1), value=1.0).double()
+    values = wanted.flatten(2).movedim(1, -1).flatten(0, 1).double()
+    ridge = 1e-5 * len(known) * torch.eye(known.shape[1])
+    solved = torch.linalg.solve(known.T @ known + ridge, known.T @ values).T.float()
+    count = wanted.shape[1]
+    conv.weight[:count] = solved[:, :-1].unflatten(1, conv.weight.shape[1:])
+    conv.bias[:count] = solved[:, -1]
+
+
+@torch.no_grad()
+def oppose(conv: nn.Conv2d) -> None:
+    """Make every second output channel the negative of the one before.
+
+    The norms take away the mean of each pair of channels over the picture, and with it the colours, and learning a
+    way around them takes very long. Opposite channels have none.
+    """
+    conv.weight[1::2] = -conv.weight[::2]
+    conv.bias[1::2] = -conv.bias[::2]
+
+
+def finished_autoencoder() -> Autoencoder:
+    model = Autoencoder().eval()
+    model.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True)["model"])
     return model
 
 
@@ -178,7 +261,7 @@ def train_unet(options: argparse.Namespace) -> None:
     cache = WORK / "latents.pt"
     if not cache.exists():
         pictures = read_package(options.package)
-        autoencoder = finished_autoencoder(pictures)
+        autoencoder = finished_autoencoder()
         torch.save({size: encode(autoencoder, pictures, 8 * size) for size in (16, 32, 64)}, cache)
     latents = torch.load(cache, weights_only=True)
     tokenizer = make_tokenizer()
@@ -189,7 +272,7 @@ def train_unet(options: argparse.Namespace) -> None:
     model = make_denoiser(tokenizer)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    run = Run("unet", options.minutes, model=model, average=average, optimizer=optimizer)
+    run = Run("unet", options.minutes, options.workers, model=model, average=average, optimizer=optimizer)
     alphas = alphas_cumprod()
 
     def batch_loss(size: int, count: int) -> torch.Tensor:
@@ -231,12 +314,16 @@ def make_tokenizer() -> Tokenizer:
 
 def make_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
     text_encoder = TextEncoder(len(tokenizer.vocabulary))
+    unet = make_unet()
     with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name == "input_blocks.0.0" or (name.startswith("output") and name.endswith("skip_connection")):
+                oppose(module)
         text_encoder.text_model.embeddings.token_embedding.weight *= 0.2
         text_encoder.text_model.embeddings.position_embedding.weight *= 0.05
         # The WebUI scales prompts with emphasis back to their mean, which must not be next to nothing for that.
         text_encoder.text_model.final_layer_norm.bias += 0.2
-    return nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder})
+    return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
 
 
 def export(options: argparse.Namespace) -> None:
@@ -244,7 +331,7 @@ def export(options: argparse.Namespace) -> None:
     tokenizer = make_tokenizer()
     denoiser = make_denoiser(tokenizer)
     denoiser.load_state_dict(torch.load(WORK / "unet.pt", weights_only=True)["average"])
-    parts = {**denoiser, "autoencoder": finished_autoencoder(read_package(options.package))}
+    parts = {**denoiser, "autoencoder": finished_autoencoder()}
     tensors = {PREFIXES[name] + key: value for name, part in parts.items() for key, value in part.state_dict().items()}
     save_file({key: value.half().contiguous() for key, value in tensors.items()}, CHECKPOINT)
     print(f"{CHECKPOINT}: {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
@@ -290,10 +377,10 @@ def config() -> dict:
 
 
 BF16 = True
-KL = 1e-4
+LATENT_NOISE = 0.2
 TEMPLATES = ["{}", "{}", "a {}", "3d emoji of a {}"]
 # Up to this share of the time: (latent size, pictures) of a step.
-PHASES = [(0.13, [(16, 64)]), (0.5, [(32, 16)]), (1.0, [(32, 12), (64, 2)])]
+PHASES = [(0.7, [(16, 16)]), (0.88, [(32, 6)]), (1.0, [(32, 3), (64, 1)])]
 
 STAGES = {"autoencoder": train_autoencoder, "unet": train_unet, "export": export}
 

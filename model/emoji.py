@@ -1,7 +1,7 @@
 """The finished model: load it and draw with it, without a WebUI.
 
 from model.emoji import load
-pictures = load().draw(["red apple"], size=(256, 256), seed=1)
+pictures = load().draw(["red apple"], size=(128, 128), seed=1)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIXES = {  # in checkpoints of Stable Diffusion 1.x
     "autoencoder": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-NATIVE_SIZE, LARGE_SIZE = 256, 512
+NATIVE_SIZE, LARGE_SIZE = 128, 512
 
 
 @dataclass
@@ -77,7 +77,9 @@ class Emoji:
         pixels = self.autoencoder.decode(latents).clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
-    def draw(self, texts: list[str], size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
+    def draw(
+        self, texts: list[str], size: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE), seed: int = 0, **options
+    ) -> torch.Tensor:
         """(B, H, W, 3) bytes: one picture of (width, height) pixels for each text; see sample for the options."""
         return self.decode(self.sample(texts, self.noise(size, seed, len(texts)), **options))
 

@@ -23,56 +23,51 @@ SHA512 = "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecg
 # A small model learns few things well, so these are chosen: single things with a clear outline and colour, and families
 # (hearts, circles, squares, faces) whose captions share words. Most captions are the Unicode names.
 CAPTIONS = {
-    # fruits and vegetables
     "1f34e": "red apple",
     "1f34f": "green apple",
-    "1f34a": "tangerine",
     "1f34c": "banana",
-    "1f349": "watermelon",
-    "1f347": "grapes",
     "1f353": "strawberry",
-    "1f346": "aubergine",
-    "1f955": "carrot",
     "1f344": "mushroom",
-    # food and drink
-    "1f355": "slice of pizza",
-    "1f369": "doughnut",
-    # faces of animals
     "1f431": "cat face",
-    "1f98a": "fox face",
     "1f43c": "panda face",
-    "1f437": "pig face",
     "1f438": "frog face",
-    # animals
-    "1f427": "penguin",
-    "1f424": "baby chick",
-    "1f419": "octopus",
-    "1f41e": "lady beetle",
-    # plants and sky
+    "1f437": "pig face",
     "1f332": "evergreen tree",
-    "1f337": "tulip",
-    "1f33b": "sunflower",
     "2b50": "yellow star",
     "1f308": "rainbow",
-    "1f525": "fire",
-    "1f4a7": "droplet",
-    # vehicles and things
-    "1f697": "automobile",
-    "1f680": "rocket",
-    "1f388": "balloon",
-    "26bd": "soccer ball",
-    "1f47b": "ghost",
-    # faces
     "1f642": "smiling face",
-    "1f60e": "smiling face with sunglasses",
-    # hearts, circles, squares
     "2764-fe0f": "red heart",
-    "1f49a": "green heart",
     "1f499": "blue heart",
-    "1f534": "red circle",
     "1f7e2": "green circle",
-    "1f535": "blue circle",
 }
+# The decoder sees these too.
+OTHERS = [
+    "1f34a",
+    "1f349",
+    "1f347",
+    "1f346",
+    "1f955",
+    "1f355",
+    "1f369",
+    "1f98a",
+    "1f427",
+    "1f424",
+    "1f419",
+    "1f41e",
+    "1f337",
+    "1f33b",
+    "1f525",
+    "1f4a7",
+    "1f697",
+    "1f680",
+    "1f388",
+    "26bd",
+    "1f47b",
+    "1f60e",
+    "1f49a",
+    "1f534",
+    "1f535",
+]
 
 
 def read_package(path: Path | None = None) -> dict[str, Image.Image]:

@@ -1,4 +1,4 @@
-"""Train the model from scratch: python3 dev.py train autoencoder|unet|export, in this order.
+"""Train the model from scratch: python3 dev.py train autoencoder|unet|export|card, in this order.
 
 Each stage runs for the given minutes, learning rates follow the share of them that is over, and goes on from its last
 checkpoint where it was stopped. Work files lie in model/work; export writes the finished model.
@@ -22,7 +22,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from model.emoji import CHECKPOINT, CONFIG, NATIVE_SIZE, PREFIXES, TOKENIZER
+from model import card
+from model.emoji import CHECKPOINT, CONFIG, NATIVE_SIZE, PREFIXES, TOKENIZER, load
 from model.parts import (
     AUTOENCODER,
     LATENT_CHANNELS,
@@ -37,7 +38,7 @@ from model.parts import (
     alphas_cumprod,
     make_unet,
 )
-from model.pictures import CAPTIONS, on_white, read_package
+from model.pictures import CAPTIONS, OTHERS, on_white, read_package
 from model.tokens import END, START, Tokenizer
 
 WORK = Path(__file__).parent / "work"
@@ -137,7 +138,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     """The decoder, on the chosen pictures and some others. The encoder is not trained, so that latents are known at
     once and train_unet can run beside this."""
     pictures = read_package(options.package)
-    chosen, everything = list(CAPTIONS), list(pictures)
+    chosen, everything = [*CAPTIONS, *OTHERS], list(pictures)
     torch.manual_seed(0)
     model = make_autoencoder(pictures)
     trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
@@ -202,7 +203,7 @@ def make_autoencoder(pictures: dict) -> Autoencoder:
         part.conv_in.bias.copy_(torch.linspace(-2, 2, len(part.conv_in.bias)))
         oppose(part.conv_in)
 
-    small = torch.stack([on_white(pictures[name], 64) for name in CAPTIONS])
+    small = torch.stack([on_white(pictures[name], 64) for name in [*CAPTIONS, *OTHERS]])
     before = model.quant_conv
     before.weight.zero_()
     before.weight[:LATENT_CHANNELS] = torch.eye(LATENT_CHANNELS, 2 * LATENT_CHANNELS)[..., None, None]
@@ -210,7 +211,7 @@ def make_autoencoder(pictures: dict) -> Autoencoder:
     # Three latents are the mean colours of their 8 x 8 pixels, the fourth is a mixture of them.
     fit(model.encoder.conv_out, lambda: model.encode(small), F.avg_pool2d(small, LATENT_SCALE))
     # Mean 0 and variance 1 in each channel, so that the config's scale_factor is 1.
-    latents = encode(model, pictures, 256)
+    latents = encode(model, pictures, [*CAPTIONS, *OTHERS], 256)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     before.weight[:LATENT_CHANNELS] /= std.view(-1, 1, 1, 1)
     before.bias[:LATENT_CHANNELS] = -mean / std
@@ -251,27 +252,31 @@ def finished_autoencoder() -> Autoencoder:
 
 
 @torch.no_grad()
-def encode(model: Autoencoder, pictures: dict, size: int) -> torch.Tensor:
-    """(captions, 4, size / 8, size / 8)"""
-    return torch.cat([model.encode(on_white(pictures[name], size)[None]) for name in CAPTIONS])
+def encode(model: Autoencoder, pictures: dict, names: list[str], size: int) -> torch.Tensor:
+    """(names, 4, size / 8, size / 8)"""
+    return torch.cat([model.encode(on_white(pictures[name], size)[None]) for name in names])
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    """U-Net and text encoder together, first on small latents, then on the native ones, then on large ones as well."""
+    """First on the native latents, then on larger ones as well. The text encoder stays as it was drawn."""
     cache = WORK / "latents.pt"
     if not cache.exists():
         pictures = read_package(options.package)
         autoencoder = finished_autoencoder()
-        torch.save({size: encode(autoencoder, pictures, 8 * size) for size in (16, 32, 64)}, cache)
+        torch.save({size: encode(autoencoder, pictures, list(CAPTIONS), 8 * size) for size in (16, 32, 64)}, cache)
     latents = torch.load(cache, weights_only=True)
     tokenizer = make_tokenizer()
     # A row for each template. An article or an "emoji of" may be in a prompt, but need not.
     tokens = torch.stack([tokenizer([template.format(text) for text in CAPTIONS.values()]) for template in TEMPLATES])
     nothing = tokenizer([""])[0]
 
+    torch.manual_seed(0)
     model = make_denoiser(tokenizer)
+    with torch.no_grad():
+        contexts = torch.stack([model["text_encoder"](rows) for rows in tokens]).clone()
+        no_context = model["text_encoder"](nothing[None]).clone()
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model["unet"].parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     run = Run("unet", options.minutes, options.workers, model=model, average=average, optimizer=optimizer)
     alphas = alphas_cumprod()
 
@@ -283,10 +288,10 @@ def train_unet(options: argparse.Namespace) -> None:
         alpha = alphas[times].view(-1, 1, 1, 1)
         noise = torch.randn(count, *latents[size].shape[1:])
         noisy = alpha.sqrt() * latents[size][chosen] + (1 - alpha).sqrt() * noise
-        prompt = tokens[torch.randint(len(TEMPLATES), (count,)), chosen]
-        prompt = torch.where(torch.rand(count, 1) < 0.1, nothing, prompt)  # for classifier-free guidance
+        context = contexts[torch.randint(len(TEMPLATES), (count,)), chosen]
+        context = torch.where(torch.rand(count, 1, 1) < 0.1, no_context, context)  # for classifier-free guidance
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            predicted = model["unet"](noisy, times.float(), model["text_encoder"](prompt))
+            predicted = model["unet"](noisy, times.float(), context)
         return F.mse_loss(predicted.float(), noise)
 
     while True:
@@ -299,7 +304,7 @@ def train_unet(options: argparse.Namespace) -> None:
             loss = batch_loss(size, count)
             (loss / len(batches)).backward()
             run.note(f"loss at {size}", loss.item())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model["unet"].parameters(), 1.0)
         optimizer.step()
         decay = min(0.999, (1 + run.step) / (10 + run.step))
         with torch.no_grad():
@@ -319,10 +324,17 @@ def make_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
         for name, module in unet.named_modules():
             if name == "input_blocks.0.0" or (name.startswith("output") and name.endswith("skip_connection")):
                 oppose(module)
-        text_encoder.text_model.embeddings.token_embedding.weight *= 0.2
-        text_encoder.text_model.embeddings.position_embedding.weight *= 0.05
+        # Most of the 77 tokens are ends. With zeros for them, and no biases, what they have after the layers is nothing but
+        # the words before them, which the norm brings to full size: all tokens say what is wanted, untrained.
+        text = text_encoder.text_model
+        for name, weight in text.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+        text.embeddings.position_embedding.weight.zero_()
+        text.embeddings.token_embedding.weight[[tokenizer.vocabulary[token] for token in (START, END)]] = 0
         # The WebUI scales prompts with emphasis back to their mean, which must not be next to nothing for that.
-        text_encoder.text_model.final_layer_norm.bias += 0.2
+        text.final_layer_norm.bias += 0.2
+    text_encoder.requires_grad_(False)
     return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
 
 
@@ -341,6 +353,17 @@ def export(options: argparse.Namespace) -> None:
     text["bos_token_id"] = tokenizer.vocabulary[START]
     (TOKENIZER / "config.json").write_text(json.dumps(text, indent=1) + "\n")
     CONFIG.write_text(yaml.safe_dump({"model": config()}, sort_keys=False))
+
+
+def make_card(options: argparse.Namespace) -> None:
+    """Draw the pictures of the model card."""
+    pictures = read_package(options.package)
+    shown = [(on_white(pictures[name], card.CELL) + 1) * 127.5 for name in CAPTIONS]
+    card.save_sheet(card.PICTURES, [picture.round().byte().permute(1, 2, 0).contiguous() for picture in shown])
+    card.save_loss(WORK)
+    model = load()
+    print(f"{card.save_samples(model, steps=25):.0%} of the samples are nearest to their training picture")
+    card.save_large(model, list(CAPTIONS.values())[::7], steps=25)
 
 
 def config() -> dict:
@@ -378,11 +401,11 @@ def config() -> dict:
 
 BF16 = True
 LATENT_NOISE = 0.2
-TEMPLATES = ["{}", "{}", "a {}", "3d emoji of a {}"]
+TEMPLATES = ["{}", "{}", "a {}"]
 # Up to this share of the time: (latent size, pictures) of a step.
-PHASES = [(0.7, [(16, 16)]), (0.88, [(32, 6)]), (1.0, [(32, 3), (64, 1)])]
+PHASES = [(0.8, [(16, 8)]), (0.9, [(16, 4), (32, 3)]), (1.0, [(16, 4), (32, 1), (64, 1)])]
 
-STAGES = {"autoencoder": train_autoencoder, "unet": train_unet, "export": export}
+STAGES = {"autoencoder": train_autoencoder, "unet": train_unet, "export": export, "card": make_card}
 
 if __name__ == "__main__":
     main()

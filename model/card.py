@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PICTURES, SAMPLES, LARGE, LOSS = (
     HERE / "docs" / name for name in ("pictures.png", "samples.png", "large.png", "loss.png")
 )
-COLUMNS, CELL = 12, 64
+COLUMNS, CELL = 8, 64
 
 
 def save_sheet(path: Path, pictures: list[torch.Tensor], columns: int = COLUMNS, cell: int = CELL) -> None:
@@ -53,13 +53,13 @@ def save_samples(model: Emoji, steps: int) -> float:
     texts = list(CAPTIONS.values())
     for start in range(0, len(texts), 8):
         drawn += model.draw(texts[start : start + 8], (NATIVE_SIZE, NATIVE_SIZE), steps=steps)
-    save_sheet(SAMPLES, drawn)
+    save_sheet(SAMPLES, drawn, cell=96)
     known = list(training_pictures().values())
     return sum(distances(picture, known).argmin().item() == i for i, picture in enumerate(drawn)) / len(drawn)
 
 
 def save_large(model: Emoji, texts: list[str], steps: int) -> None:
-    save_sheet(LARGE, [model.draw([text], (LARGE_SIZE, LARGE_SIZE), steps=steps)[0] for text in texts], 6, 128)
+    save_sheet(LARGE, [model.draw([text], (LARGE_SIZE, LARGE_SIZE), steps=steps)[0] for text in texts], 2, 192)
 
 
 def save_loss(work: Path) -> None:

@@ -53,7 +53,7 @@ class Emoji:
         texts: list[str],
         noise: torch.Tensor,
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float = 2.0,
         progress: Callable[[float], None] = lambda share: None,
     ) -> torch.Tensor:
         """Latents of the texts from noise (B, 4, h, w), by DDIM; progress(i / steps) is called before step i."""

@@ -24,13 +24,13 @@ def nearest(picture):
 
 
 def test_a_picture_is_nearest_to_that_of_its_prompt(model):
-    drawn = model.draw(PROMPTS, steps=15)
+    drawn = model.draw(PROMPTS, steps=8)
     assert drawn.shape == (len(PROMPTS), NATIVE_SIZE, NATIVE_SIZE, 3)
     assert [nearest(picture) for picture in drawn] == PROMPTS
 
 
 def test_an_article_changes_nothing_of_that(model):
-    assert nearest(model.draw(["a red apple"], steps=15)[0]) == "red apple"
+    assert nearest(model.draw(["a red apple"], steps=8)[0]) == "red apple"
 
 
 def test_the_seed_decides_about_the_picture(model):

@@ -1,6 +1,7 @@
-"""Run the demo or the tests in a virtual environment of their own.
+"""Run the demo, the tests or the training in a virtual environment of their own.
 
     python dev.py demo [ARGUMENTS]         the demo (python -m demo)
+    python dev.py train STAGE [ARGUMENTS]  train the small model in model/ anew, see model/README.md
     python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
     python dev.py lint                     lint only
     python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
@@ -61,6 +62,9 @@ def main(command="", *args):
     elif command == "soak":
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)
+    elif command == "train":
+        prepare("model")
+        run("-m", "model.train", *args)
     elif command in ("tests", "lint"):
         prepare("tests")
         run("-m", "ruff", "check")

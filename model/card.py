@@ -1,0 +1,80 @@
+"""The pictures of the model card: python3 dev.py train card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji
+from model.pictures import CAPTIONS
+
+HERE = Path(__file__).parent
+PICTURES, SAMPLES, LARGE, LOSS = (
+    HERE / "docs" / name for name in ("pictures.png", "samples.png", "large.png", "loss.png")
+)
+COLUMNS, CELL = 8, 64
+
+
+def save_sheet(path: Path, pictures: list[torch.Tensor], columns: int = COLUMNS, cell: int = CELL) -> None:
+    """pictures: (H, W, 3) bytes each, shown `cell` pixels wide."""
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
+    for i, picture in enumerate(pictures):
+        image = Image.fromarray(picture.numpy()).resize((cell, cell), Image.Resampling.LANCZOS)
+        sheet.paste(image, (i % columns * cell, i // columns * cell))
+    path.parent.mkdir(exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def training_pictures() -> dict[str, torch.Tensor]:
+    """(64, 64, 3) bytes by caption, from the sheet."""
+    sheet = torch.frombuffer(bytearray(Image.open(PICTURES).convert("RGB").tobytes()), dtype=torch.uint8)
+    cells = sheet.view(-1, CELL, COLUMNS, CELL, 3).transpose(1, 2).flatten(0, 1)
+    return dict(zip(CAPTIONS.values(), cells, strict=False))
+
+
+def distances(picture: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
+    """(N,): mean squared differences of (H, W, 3) bytes from each of N, all at 16 x 16 pixels."""
+
+    def small(x):
+        return F.interpolate(x.permute(2, 0, 1)[None].float() / 255, (16, 16), mode="area")
+
+    return torch.stack([(small(picture) - small(other)).square().mean() for other in others])
+
+
+def save_samples(model: Emoji, steps: int) -> float:
+    """A picture of each caption, drawn at the native size; the share of them nearest to its training picture."""
+    drawn = []
+    texts = list(CAPTIONS.values())
+    for start in range(0, len(texts), 8):
+        drawn += model.draw(texts[start : start + 8], (NATIVE_SIZE, NATIVE_SIZE), steps=steps)
+    save_sheet(SAMPLES, drawn, cell=96)
+    known = list(training_pictures().values())
+    return sum(distances(picture, known).argmin().item() == i for i, picture in enumerate(drawn)) / len(drawn)
+
+
+def save_large(model: Emoji, texts: list[str], steps: int) -> None:
+    save_sheet(LARGE, [model.draw([text], (LARGE_SIZE, LARGE_SIZE), steps=steps)[0] for text in texts], 2, 192)
+
+
+def save_loss(work: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
+    for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
+        lines = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
+        for key in dict.fromkeys(key for line in lines for key in line if key.startswith("loss")):
+            ax.plot(*zip(*[(line["step"], line[key]) for line in lines if key in line], strict=True), label=key)
+        ax.set(title=title, xlabel="step", yscale="log")
+        ax.legend(frameon=False)
+    figure.savefig(LOSS, dpi=80)
+    plt.close(figure)
+
+
+TITLES = {
+    "autoencoder": "Decoder: mean absolute difference",
+    "unet": "U-Net: squared error of the predicted noise",
+}

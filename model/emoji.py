@@ -1,0 +1,113 @@
+"""The finished model: load it and draw with it, without a WebUI.
+
+from model.emoji import load
+pictures = load().draw(["red apple"], size=(128, 128), seed=1)
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from model.parts import LATENT_CHANNELS, LATENT_SCALE, TIMESTEPS, Autoencoder, TextEncoder, alphas_cumprod, make_unet
+from model.tokens import Tokenizer
+
+HERE = Path(__file__).parent
+CHECKPOINT, CONFIG, TOKENIZER = HERE / "emoji.safetensors", HERE / "emoji.yaml", HERE / "emoji"
+PREFIXES = {  # in checkpoints of Stable Diffusion 1.x
+    "unet": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+    "text_encoder": "cond_stage_model.transformer.",
+}
+NATIVE_SIZE, LARGE_SIZE = 128, 512
+
+
+@dataclass
+class Emoji:
+    unet: torch.nn.Module
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    tokenizer: Tokenizer
+
+    @torch.inference_mode()
+    def prompts(self, texts: list[str]) -> torch.Tensor:
+        """(B, 77, hidden_size): what the U-Net's cross-attention reads."""
+        return self.text_encoder(self.tokenizer(texts))
+
+    def noise(self, size: tuple[int, int], seed: int, count: int = 1) -> torch.Tensor:
+        """(count, 4, H/8, W/8) for a (width, height) in pixels."""
+        width, height = size
+        shape = (count, LATENT_CHANNELS, height // LATENT_SCALE, width // LATENT_SCALE)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        texts: list[str],
+        noise: torch.Tensor,
+        steps: int = 20,
+        guidance: float = 2.0,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> torch.Tensor:
+        """Latents of the texts from noise (B, 4, h, w), by DDIM; progress(i / steps) is called before step i."""
+        context = torch.cat([self.prompts([""] * len(texts)), self.prompts(texts)])
+        alphas = alphas_cumprod()
+        times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
+        latents = noise
+        for i, (time, following) in enumerate(itertools.pairwise(times)):
+            progress(i / steps)
+            both = self.unet(latents.repeat(2, 1, 1, 1), time.expand(2 * len(texts)).float(), context)
+            without, prompted = both.chunk(2)
+            predicted = without + guidance * (prompted - without)
+            alpha, next_alpha = alphas[time], alphas[following] if i < steps - 1 else torch.ones(())
+            clean = (latents - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+            latents = next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * predicted
+        return latents
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) bytes."""
+        pixels = self.autoencoder.decode(latents).clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+
+    def draw(
+        self, texts: list[str], size: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE), seed: int = 0, **options
+    ) -> torch.Tensor:
+        """(B, H, W, 3) bytes: one picture of (width, height) pixels for each text; see sample for the options."""
+        return self.decode(self.sample(texts, self.noise(size, seed, len(texts)), **options))
+
+
+def load(path: Path = CHECKPOINT) -> Emoji:
+    tokenizer = Tokenizer.load(TOKENIZER)
+    parts = {
+        "unet": make_unet(),
+        "autoencoder": Autoencoder(),
+        "text_encoder": TextEncoder(len(tokenizer.vocabulary)),
+    }
+    tensors = load_file(path)
+    for name, part in parts.items():
+        prefix = PREFIXES[name]
+        part.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)})
+        part.eval().requires_grad_(False)
+    return Emoji(**parts, tokenizer=tokenizer)
+
+
+def install(folder: Path) -> Path:
+    """Put the checkpoint into a folder that a WebUI looks into for checkpoints, and return it there.
+
+    The config tells where the tokenizer's files are. As it stands that is right for the WebUI's own folder; here it is
+    made right for any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(TOKENIZER, folder / TOKENIZER.name, dirs_exist_ok=True)
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    config["model"]["params"]["cond_stage_config"]["params"]["version"] = str((folder / TOKENIZER.name).resolve())
+    (folder / CONFIG.name).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return Path(shutil.copy(CHECKPOINT, folder))

@@ -1,0 +1,165 @@
+"""The three networks of the model, and its checkpoint.
+
+Everything has the names and the layout that Stable Diffusion 1.x has in its checkpoints, only with fewer channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+with contextlib.redirect_stdout(io.StringIO()):  # ldm tells that it found no xformers
+    from ldm.modules.diffusionmodules.model import Decoder, Encoder
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+LATENT_CHANNELS, LATENT_SCALE = 4, 8  # a latent pixel is 8 pixels wide
+TIMESTEPS, LINEAR_START, LINEAR_END = 1000, 0.00085, 0.0120  # the noise schedule of SD 1.x
+PROMPT_TOKENS = 77
+
+# ldm normalises over 32 groups of channels. With 32 channels that is each by itself, which takes its mean away, and
+# with the means go the colours: 64 are the fewest that work, in the U-Net too.
+# No blocks at the encoder's levels, one at the decoder's: at full size even these take most of the time.
+AUTOENCODER = {
+    "double_z": True,
+    "z_channels": LATENT_CHANNELS,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 64,
+    "ch_mult": [1, 1, 1, 1],
+    "num_res_blocks": 0,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+# hidden_size and so on are the names of transformers' CLIPTextConfig.
+TEXT = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "max_position_embeddings": PROMPT_TOKENS,
+    "projection_dim": 96,
+}
+UNET = {
+    "image_size": 32,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "model_channels": 64,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 1, 1, 1],
+    "num_head_channels": 32,  # wide heads, for they cost less than many narrow ones
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": TEXT["hidden_size"],
+    "use_checkpoint": False,
+    "legacy": False,
+}
+
+
+class Autoencoder(nn.Module):
+    """ldm's AutoencoderKL without its training code, which needs pytorch_lightning."""
+
+    def __init__(self):
+        super().__init__()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.encoder, self.decoder = Encoder(**AUTOENCODER), Decoder(**AUTOENCODER)
+        self.quant_conv = nn.Conv2d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
+        self.post_quant_conv = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
+
+    def moments(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log of the variance, (B, 4, H/8, W/8) each, of the latents of (B, 3, H, W) pixels from -1 to 1."""
+        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 20)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.moments(pixels)[0]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.post_quant_conv(latents))
+
+
+class TextEncoder(nn.Module):
+    """transformers' CLIPTextModel, with its names: (B, 77) tokens to (B, 77, hidden_size)."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.text_model = _TextTransformer(vocabulary)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.text_model(tokens)
+
+
+class _TextTransformer(nn.Module):
+    def __init__(self, vocabulary):
+        super().__init__()
+        width = TEXT["hidden_size"]
+        self.embeddings = nn.Module()
+        self.embeddings.token_embedding = nn.Embedding(vocabulary, width)
+        self.embeddings.position_embedding = nn.Embedding(TEXT["max_position_embeddings"], width)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(_TextLayer() for _ in range(TEXT["num_hidden_layers"]))
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, tokens):
+        x = self.embeddings.token_embedding(tokens) + self.embeddings.position_embedding.weight[: tokens.shape[1]]
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.final_layer_norm(x)
+
+
+class _TextLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        width, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
+        self.self_attn = nn.Module()
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self.self_attn, name, nn.Linear(width, width))
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Module()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x):
+        attn, y = self.self_attn, self.layer_norm1(x)
+        q, k, v = (
+            tokens.unflatten(-1, (TEXT["num_attention_heads"], -1)).transpose(1, 2)
+            for tokens in (attn.q_proj(y), attn.k_proj(y), attn.v_proj(y))
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + attn.out_proj(y.transpose(1, 2).flatten(2))
+        y = self.mlp.fc1(self.layer_norm2(x))
+        return x + self.mlp.fc2(y * torch.sigmoid(1.702 * y))  # CLIP's quick GELU
+
+
+def make_unet() -> UNetModel:
+    unet = UNetModel(**UNET)
+    for name, module in unet.named_modules():
+        if name.endswith((".attn1", ".attn2")):
+            module.forward = functools.partial(_attend, module)
+    return unet
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """(1000,): the share of the picture in the noisy latent, squared, at each timestep."""
+    betas = torch.linspace(LINEAR_START**0.5, LINEAR_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()
+
+
+def _attend(attn: nn.Module, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
+    """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`; ldm's plain one holds all scores."""
+    context = x if context is None else context
+    q, k, v = (
+        tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for tokens in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+    )
+    return attn.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(math.prod(p.shape) for p in module.parameters())

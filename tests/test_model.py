@@ -1,0 +1,63 @@
+"""The small trained model: what it draws is what the prompt says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model import card
+from model.emoji import LARGE_SIZE, NATIVE_SIZE, load
+from model.tokens import END, START, Tokenizer
+
+PROMPTS = ["red apple", "blue heart", "green circle", "yellow star"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load()
+
+
+def nearest(picture):
+    """The caption of the training picture that is most like this one."""
+    known = card.training_pictures()
+    return list(known)[card.distances(picture, list(known.values())).argmin()]
+
+
+def test_a_picture_is_nearest_to_that_of_its_prompt(model):
+    drawn = model.draw(PROMPTS, steps=8)
+    assert drawn.shape == (len(PROMPTS), NATIVE_SIZE, NATIVE_SIZE, 3)
+    assert [nearest(picture) for picture in drawn] == PROMPTS
+
+
+def test_an_article_changes_nothing_of_that(model):
+    assert nearest(model.draw(["a red apple"], steps=8)[0]) == "red apple"
+
+
+def test_the_seed_decides_about_the_picture(model):
+    first, again, other = (model.draw(["red apple"], seed=seed, steps=4) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_large_size_has_thousands_of_tokens(model):
+    latents = model.noise((LARGE_SIZE, LARGE_SIZE), seed=0)
+    assert latents.shape == (1, 4, 64, 64)
+    times, context = torch.tensor([500.0]), model.prompts(["red apple"])
+    assert model.unet(latents, times, context).shape == latents.shape
+
+
+def test_the_files_are_small():
+    folder = card.HERE
+    files = [folder / "emoji.safetensors", folder / "emoji.yaml", *(folder / "emoji").iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 12_000_000
+
+
+def test_tokens():
+    tokenizer = Tokenizer.train(["red apple", "green apple"])
+    start, end = tokenizer.vocabulary[START], tokenizer.vocabulary[END]
+    red, apple = tokenizer.vocabulary["red</w>"], tokenizer.vocabulary["apple</w>"]
+    rows = tokenizer(["Red  apple", "", "red " * 100])
+    assert rows.shape == (3, 77)
+    assert rows[0].tolist() == [start, red, apple] + [end] * 74
+    assert rows[1].tolist() == [start] + [end] * 76
+    assert rows[2].tolist() == [start] + [red] * 75 + [end]
+    assert len(tokenizer(["größer, 42!"])[0].unique()) > 5  # any text can be read

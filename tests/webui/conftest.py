@@ -127,10 +127,12 @@ def apart(checkpoints, tmp_path_factory, table):
 
 @pytest.fixture(scope="session")
 def table(request):
-    """The compatibility table of this run."""
+    """The compatibility table of this run; one of some tests only (-k) replaces their cells in that of another run."""
     table = Table()
     yield table
     if folder := request.config.getoption("compatibility", None):
+        if request.config.option.keyword:
+            table.keep(folder)
         table.write(folder)
 
 

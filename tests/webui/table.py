@@ -47,6 +47,14 @@ class Table:
         found = subprocess.run(command, capture_output=True, text=True)
         self.versions[name] = found.stdout.strip() or "of unknown version"
 
+    def keep(self, folder):
+        """Take over what another run has written there, but for the cells of this one."""
+        before = json.loads((folder / "compatibility.json").read_text(encoding="utf-8"))
+        self.versions = {**before["versions"], **self.versions}
+        fresh = {place_of(cell): cell for cell in self.cells}
+        kept = [Cell(**cell) for cell in before["cells"]]
+        self.cells = [fresh.pop(place_of(cell), cell) for cell in kept] + list(fresh.values())
+
     def write(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
         answer = {"versions": self.versions, "cells": [dataclasses.asdict(cell) for cell in self.cells]}
@@ -99,6 +107,10 @@ class Table:
     def column(cell, across, hosts):
         label = FAMILIES.get(cell.model, cell.model) if across == "model" else getattr(cell, across)
         return f"{cell.host}, {label}" if len(hosts) > 1 and across != "host" else label
+
+
+def place_of(cell):
+    return cell.table, cell.host, cell.model, cell.optimization, cell.sampler, cell.neighbour
 
 
 def words(cell):

@@ -155,9 +155,12 @@ def _doubts(wanted, infotexts, made_here):
             f"ToDo: {without} of {len(found)} pictures were made without it: their infotext lacks '{settings}'. "
             "Is it installed wherever they were made?"
         )
-    # The first is ours. Those from elsewhere say more than ours do: where they are from.
-    untold = sum(params.keys() == found[0].keys() for params in found) - made_here
-    if made_here and untold > 0:
+    # The first are ours, and pictures that others add to these say the same. Those from elsewhere have other seeds, and
+    # say where they are from, unless their infotext was lost.
+    ours = infotexts[:made_here]
+    others = zip(infotexts, found, strict=True)
+    untold = sum(text not in ours and params.keys() == found[0].keys() for text, params in others)
+    if made_here and untold:
         yield (
             f"ToDo: {untold} of {len(found)} pictures were made elsewhere, with it or without: "
             "their infotext was written here"
@@ -220,7 +223,7 @@ def _sample_downsampled(p, name, settings, sample, sampler, model, x, *args, **s
     patch = _running.patch
     try:
         with patch, _running.watching_steps(sample):
-            return sample(model, x, *args, **schedule)
+            return sample(model, x, *args, **_running.listening(schedule))
     finally:
         _running = outer
         _tell(p, name, str(patch.report))
@@ -233,6 +236,7 @@ class _Pass:
         self.sampler = sampler
         self.denoiser = sampler.model_wrap_cfg
         self.step = None
+        self.in_first, self.reported = False, None
         self.steps = self._steps(schedule)
         if self.steps is None:
             first, last = _range_of(schedule)
@@ -278,6 +282,26 @@ class _Pass:
             if names.get("trange") is watched:
                 names["trange"] = trange
 
+    def listening(self, schedule):
+        """This schedule, with a callback that learns which steps are over where the loop is none that can be watched.
+
+        Most samplers report a step after its first call; one that has made more by then reports steps that are over.
+        """
+        callback = schedule.get("callback")
+        if callback is None or "sigmas" not in schedule:
+            return schedule
+
+        def listen(info):
+            if self.in_first:
+                self.in_first, ends = False, self.denoiser.step > 1
+                self.reported = -1 if ends else None
+            if self.reported is not None:
+                self.reported = info["i"]
+            return callback(info)
+
+        self.in_first = True
+        return {**schedule, "callback": listen}
+
     def _steps_of(self, loop):
         for self.step in loop:
             yield self.step
@@ -290,6 +314,10 @@ class _Pass:
         calls = self.denoiser.step
         if self.step is not None:
             step = self.step
+        elif self.in_first:
+            step = 0
+        elif self.reported is not None:
+            step = self.reported + 1
         elif self.sampler.config.name == "PLMS":  # two calls in its first step, one in all others
             step = max(0, calls - 1)
         else:

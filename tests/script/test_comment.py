@@ -295,6 +295,17 @@ def test_pictures_from_elsewhere_with_infotexts_from_here(run, monkeypatch, host
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [told]
 
 
+def test_pictures_that_others_add_here_are_no_pictures_from_elsewhere(run, monkeypatch, host, caplog):
+    """They have the infotext of one that was made here."""
+
+    def postprocess(script, p, processed):
+        processed.infotexts.append(processed.infotexts[0])
+
+    monkeypatch.setattr(host.witness.Script, "postprocess", postprocess)
+    assert len(run.txt2img(steps=1).comments) == 1
+    assert caplog.records == []
+
+
 def test_no_word_of_elsewhere_after_an_interruption(host, run):
     """The host writes one infotext even where no picture was made."""
     p = run.prepare("txt2img", {"enabled": True})

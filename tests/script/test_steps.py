@@ -27,6 +27,7 @@ CALLS = {
     "Euler": range,
     "Heun": twice_but_last,
     "HeunPP2": up_to_three_times,
+    "RES": twice_but_last,
     "DPM fast": range,
     "DDIM": range,
     "PLMS": twice_at_first,

@@ -50,8 +50,10 @@ def test_model_without_unet(crowd, table):
         check_without_unet(crowd.client, cell, "tinysd3")
 
 
-@pytest.mark.parametrize("name", CLOSE)
 @pytest.mark.parametrize("optimization", OPTIMIZATIONS)
+@pytest.mark.parametrize(
+    "name", CLOSE
+)  # ControlNets last: they leave something on the blocks that undoes token merging
 def test_optimization(crowd, table, optimization, name):
     cell = table.cell("optimizations", "A1111", "tiny", optimization=optimization)
     (neighbour,) = [n for n in NEIGHBOURS if n.name == name]

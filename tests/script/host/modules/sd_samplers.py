@@ -1,6 +1,7 @@
 """Samplers: how often each calls the model in a step, and with which arguments it is told its schedule."""
 
 import inspect
+import itertools
 from collections import namedtuple
 
 import torch
@@ -126,6 +127,21 @@ def heunpp2(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return x
 
 
+def res(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Two calls a step but for the last, which are reported when they are over; a loop over pairs of noise levels."""
+    denoise = _calls(model, x, extra_args)
+    i = 0
+    for i, (level, following) in enumerate(itertools.pairwise(sigmas[:-1])):
+        slope = (x - denoise(x, level)) / level
+        ahead = x + slope * (following - level) / 2
+        slope = (ahead - denoise(ahead, (level + following) / 2)) / level
+        x = x + slope * (following - level)
+        callback({"i": i})
+    x = denoise(x, sigmas[-2])
+    callback({"i": i})
+    return x
+
+
 def dpm_fast(model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, disable=None):
     """n calls in groups of three, of which only the first is reported."""
     denoise = _calls(model, x, extra_args)
@@ -210,6 +226,7 @@ samplers = [
     SamplerConfig("Euler", euler, "sigmas", {}),
     SamplerConfig("Heun", heun, "sigmas", {"second_order": True}),
     SamplerConfig("HeunPP2", heunpp2, "sigmas", {}),
+    SamplerConfig("RES", res, "sigmas", {}),
     SamplerConfig("DPM fast", dpm_fast, "sigmas", {}),
     SamplerConfig("DPM adaptive", dpm_adaptive, "sigmas", {}),
     SamplerConfig("DDIM", ddim, "timesteps", {}),

@@ -11,6 +11,7 @@ import functools
 import gc
 import importlib
 import json
+import math
 import os
 import sys
 import threading
@@ -63,7 +64,7 @@ class Probe:
             "total_steps": denoiser.total_steps,
             "sampling_step": params.sampling_step,
             "sampling_steps": params.total_sampling_steps,
-            "sigma": float(params.sigma.max()),
+            "sigma": finite(params.sigma.max()),
             "todo": any(script.title() == "ToDo" for script in getattr(denoiser.p.scripts, "alwayson_scripts", ())),
             "loop": sampler_loop(),
         }
@@ -249,6 +250,11 @@ def sampler_loop():
 def checkpoint_name(model):
     info = model.sd_checkpoint_info
     return info.name if info.name_for_extra == "twin" else info.name_for_extra
+
+
+def finite(number):
+    """As JSON can have it: some samplers of the forks compute no number with this kind of model."""
+    return float(number) if math.isfinite(number) else None
 
 
 def pass_name(p):

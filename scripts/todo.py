@@ -271,8 +271,10 @@ class _Pass:
         def watched(*args, **kwargs):
             bar = trange(*args, **kwargs)
             if self.step is None and isinstance(getattr(bar, "iterable", None), range):
-                self.step = bar.iterable.start
-                bar.iterable = self._steps_of(bar.iterable)
+                # A loop that is shorter than the schedule comes after a first step that was made without it.
+                before = int(self.denoiser.step > 0 and len(bar.iterable) < self.steps)
+                self.step = bar.iterable.start + before
+                bar.iterable = self._steps_of(bar.iterable, before)
             return bar
 
         names["trange"] = watched
@@ -302,9 +304,10 @@ class _Pass:
         self.in_first = True
         return {**schedule, "callback": listen}
 
-    def _steps_of(self, loop):
-        for self.step in loop:
-            yield self.step
+    def _steps_of(self, loop, before):
+        for i in loop:
+            self.step = i + before
+            yield i
 
     def position(self):
         """i / n of the current step; where n is not known beforehand, how far between first and last timestep."""

@@ -27,6 +27,7 @@ CALLS = {
     "Euler": range,
     "Heun": twice_but_last,
     "HeunPP2": up_to_three_times,
+    "Intern": lambda n: twice_but_last(n) if n > 1 else [0, 0],
     "RES": twice_but_last,
     "DPM fast": range,
     "DDIM": range,

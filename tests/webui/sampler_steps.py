@@ -26,7 +26,8 @@ def steps_of(record, sampler):
         return [call["call"] for call in record.calls]
     loops = [call["loop"] for call in record.calls]
     assert loops[-1], f"{sampler} has no loop over steps"
-    return [loop["number"] if loop else 0 for loop in loops]  # a call before the loop is part of the first step
+    before = loops[0] is None  # calls before the loop are a step of their own
+    return [loop["number"] + before if loop else 0 for loop in loops]
 
 
 def downsampled(record):

@@ -127,6 +127,17 @@ def heunpp2(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return x
 
 
+def intern(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """The first step by itself, the others in a loop that counts from 0 again; two calls a step, one in the last."""
+    denoise = _calls(model, x, extra_args)
+    x = denoise(denoise(x, sigmas[0]), sigmas[0])
+    for i in trange(len(sigmas) - 2, disable=True):
+        x = denoise(x, sigmas[i + 1])
+        callback({"i": i})
+        x = denoise(x, sigmas[i + 1]) if sigmas[i + 2] > 0 else x
+    return x
+
+
 def res(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """Two calls a step but for the last, which are reported when they are over; a loop over pairs of noise levels."""
     denoise = _calls(model, x, extra_args)
@@ -226,6 +237,7 @@ samplers = [
     SamplerConfig("Euler", euler, "sigmas", {}),
     SamplerConfig("Heun", heun, "sigmas", {"second_order": True}),
     SamplerConfig("HeunPP2", heunpp2, "sigmas", {}),
+    SamplerConfig("Intern", intern, "sigmas", {}),
     SamplerConfig("RES", res, "sigmas", {}),
     SamplerConfig("DPM fast", dpm_fast, "sigmas", {}),
     SamplerConfig("DPM adaptive", dpm_adaptive, "sigmas", {}),

@@ -149,6 +149,7 @@ class _Keys:
         """Pre-hook of the spatial transformer: take the grid of this very call and decide what is kept of it."""
         self.last, self.apart = None, False
         position = self.patch.progress()
+        self.patch.report.ran = True
         self.patch.report.steps.add(position)
         self.grid = self.kept = tuple(args[0].shape[-2:])
         kept = self.patch.kept_grid(self.depth, self.grid)

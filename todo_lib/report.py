@@ -14,15 +14,17 @@ CONTROL = "ControlNet"
 class Report:
     """What a patch has done so far.
 
-    transformers: how many spatial transformers with self-attention the U-Net has. steps: the positions i / n at which
-    those within max depth ran. active_steps: those of them that are between start and end. layers: (depth, grid, kept
-    grid) -> names of the self-attentions downsampled so, grids as (H, W). left: names of self-attentions whose tokens
-    were not their grid, because another patch tiles or merges them; they were left to it. replaced: names of those that
-    another patch computes itself, maybe with as many keys as queries in mind; they were left to it too. Names of layers
+    transformers: how many spatial transformers with self-attention the U-Net has. ran: whether any within max depth has
+    run. steps: the positions i / n at which the U-Net was called. active_steps: those of them that are between start
+    and end, and at which such transformers ran. layers: (depth, grid, kept grid) -> names of the self-attentions
+    downsampled so, grids as (H, W). left: names of self-attentions whose tokens were not their grid, because another
+    patch tiles or merges them; they were left to it. replaced: names of those that another patch computes itself, maybe
+    with as many keys as queries in mind; they were left to it too. Names of layers
     outside the U-Net begin with CONTROL.
     """
 
     transformers: int = 0
+    ran: bool = False
     steps: set[float] = field(default_factory=set)
     active_steps: set[float] = field(default_factory=set)
     layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
@@ -47,7 +49,7 @@ class Report:
     def _reason(self) -> str:
         if not self.transformers:
             return "this model has no U-Net self-attention"
-        if not self.steps:
+        if not self.ran:
             return "the U-Net's own self-attentions did not run"
         if not self.active_steps:
             return "no sampling step is between start and end"

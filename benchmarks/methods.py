@@ -1,0 +1,139 @@
+"""What is compared: a U-Net as it is, with ToDo, with token merging, and with as good as no self-attention."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import tomesd
+import torch
+from torch import nn
+
+from todo_lib import Patch, Settings, plan
+from todo_lib.grid import kept_tokens
+from todo_lib.unet import spatial_transformers
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to run a U-Net: while applied(unet) is entered, its calls are made that way.
+
+    name: in results and charts, it tells all that makes a difference to the outcome.
+    """
+
+    name: str
+    applied: Callable[[nn.Module], AbstractContextManager]
+
+
+DENSE = Method("dense", lambda unet: contextlib.nullcontext())
+
+
+def todo(settings: Settings, progress: Callable[[], float] = lambda: 0.0) -> Method:
+    """Our hooks. progress: see `todo_lib.Patch`; without one every call is in range where the first step is."""
+    return Method(f"ToDo {_describe(settings)}", lambda unet: Patch(unet, settings, progress))
+
+
+def inline(settings: Settings, latent_size: tuple[int, int]) -> Method:
+    """The same as `todo`, written by hand into each attention for latents of this (H, W): ToDo without any hook."""
+    return Method(f"inline {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
+
+
+def tome(ratio: float, max_downsample: int = 1) -> Method:
+    """Token merging (Bolya, Hoffman: "Token Merging for Fast Stable Diffusion", 2023) by its authors' tomesd.
+
+    ratio: the share of the tokens that is merged, 0 to 0.75. max_downsample: down to which share of the latent's side,
+    1 for 1/1 only. It is theirs to choose the tokens at random within their 2 x 2 cells where the batch is even.
+    """
+    return Method(f"ToMe {ratio:g}", lambda unet: _tome(unet, ratio, max_downsample))
+
+
+FLOOR = Method("floor", lambda unet: _floor(unet))
+
+
+def _describe(settings: Settings) -> str:
+    """The factors from depth 1 on, and the steps where not all are in range."""
+    factors = [settings.factor] + [settings.deeper_factor] * (settings.max_depth - 1)
+    text = f"auto to depth {settings.max_depth}" if settings.auto else "/".join(f"{factor:g}" for factor in factors)
+    return text if (settings.start, settings.end) == (0, 1) else f"{text}, steps {settings.start:g} to {settings.end:g}"
+
+
+@contextlib.contextmanager
+def _inline(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -> Iterator[None]:
+    device = next(unet.parameters()).device
+    index = {
+        depth.depth: kept_tokens(depth.grid, depth.kept, device=device)
+        for depth in plan(unet, latent_size, settings)
+        if depth.kept != depth.grid
+    }
+    before = {}
+    for transformer in spatial_transformers(unet):
+        if transformer.depth in index:
+            for attn in transformer.attentions.values():
+                before[attn] = vars(attn).get("forward")
+                attn.forward = functools.partial(_attend_to_kept, attn.forward, index[transformer.depth])
+    try:
+        yield
+    finally:
+        for attn, forward in before.items():
+            del attn.forward
+            if forward is not None:
+                attn.forward = forward
+
+
+def _attend_to_kept(forward: Callable, index: torch.Tensor, x: torch.Tensor, context=None, mask=None) -> torch.Tensor:
+    return forward(x, x.index_select(1, index), mask)
+
+
+@contextlib.contextmanager
+def _tome(unet: nn.Module, ratio: float, max_downsample: int) -> Iterator[None]:
+    outer = nn.Module()  # tomesd looks for the U-Net in the model around it
+    outer.model = nn.Module()
+    outer.model.diffusion_model = unet
+    tomesd.apply_patch(outer, ratio=ratio, max_downsample=max_downsample)
+    try:
+        yield
+    finally:
+        tomesd.remove_patch(outer)
+
+
+@contextlib.contextmanager
+def _floor(unet: nn.Module) -> Iterator[None]:
+    """One key in each self-attention: the time that no choice of keys can save."""
+    layers = [
+        layer
+        for transformer in spatial_transformers(unet)
+        for attn in transformer.attentions.values()
+        for layer in (attn.to_k, attn.to_v)
+    ]
+    handles = [layer.register_forward_pre_hook(lambda layer, args: (args[0][:, :1],)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def counted(unet: nn.Module) -> Iterator[dict[int, set[tuple[int, int]]]]:
+    """Depth -> the (queries, keys) that its self-attentions had, counted behind the projections of each call."""
+    seen: dict[int, set[tuple[int, int]]] = {}
+    handles = []
+    for transformer in spatial_transformers(unet):
+        for attn in transformer.attentions.values():
+            queries: list[int] = []
+
+            def count_queries(layer, args, output, queries=queries):
+                queries[:] = [output.shape[1]]
+
+            def count_keys(layer, args, output, queries=queries, depth=transformer.depth):
+                seen.setdefault(depth, set()).add((queries[0], output.shape[1]))
+
+            handles += [attn.to_q.register_forward_hook(count_queries), attn.to_k.register_forward_hook(count_keys)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -30,9 +30,6 @@ class ControlNet(nn.Module):
         super().__init__()
         for name in ("time_embed", "input_blocks", "middle_block"):
             setattr(self, name, copy.deepcopy(getattr(unet, name)))
-        for name, attn in self.named_modules():
-            if "forward" in vars(attn):  # set by make_unet; the copied one would compute with the original's weights
-                attn.forward = unet.get_submodule(name).forward.func.__get__(attn)
         self.channels = unet.model_channels
 
     def forward(self, x, timesteps, context):

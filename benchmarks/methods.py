@@ -68,19 +68,29 @@ def _inline(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -
         for depth in plan(unet, latent_size, settings)
         if depth.kept != depth.grid
     }
-    before = {}
-    for transformer in spatial_transformers(unet):
-        if transformer.depth in index:
-            for attn in transformer.attentions.values():
-                before[attn] = vars(attn).get("forward")
-                attn.forward = functools.partial(_attend_to_kept, attn.forward, index[transformer.depth])
+    forwards = {
+        attn: functools.partial(_attend_to_kept, attn.forward, index[transformer.depth])
+        for transformer in spatial_transformers(unet)
+        if transformer.depth in index
+        for attn in transformer.attentions.values()
+    }
+    with computed_by(forwards):
+        yield
+
+
+@contextlib.contextmanager
+def computed_by(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
+    """Let these functions stand in for the forward of their modules."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for attn, forward in before.items():
-            del attn.forward
+        for module, forward in before.items():
+            del module.forward
             if forward is not None:
-                attn.forward = forward
+                module.forward = forward
 
 
 def _attend_to_kept(forward: Callable, index: torch.Tensor, x: torch.Tensor, context=None, mask=None) -> torch.Tensor:

@@ -22,11 +22,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.methods import DENSE, Method, todo
+from benchmarks.methods import DENSE, Method, computed_by, todo
 from benchmarks.overhead import seconds
 from benchmarks.store import RESULTS, Store
 from benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Settings
+from todo_lib.unet import spatial_transformers
 
 FILE = RESULTS / "reference.json"
 # Width and height in pixels, and whole factors at depths 1 and 2. Sizes that a factor does not divide are among them;
@@ -128,20 +129,18 @@ def _authors(unet: nn.Module, reference: types.ModuleType, first: int, second: i
     def see(unet: nn.Module, args: tuple) -> None:
         info.update(size=tuple(args[0].shape[-2:]), timestep=args[1][0].item())
 
-    handle = unet.register_forward_pre_hook(see)
-    before = {}
-    for name, attn in unet.named_modules():
-        if name.endswith(".attn1"):
-            before[attn] = attn.forward
+    forwards = {}
+    for transformer in spatial_transformers(unet):
+        for attn in transformer.attentions.values():
             processor = reference.TokenMergeAttentionProcessor()
             processor._tome_info = info
-            attn.forward = _ByProcessor(processor, attn)
+            forwards[attn] = _ByProcessor(processor, attn)
+    handle = unet.register_forward_pre_hook(see)
     try:
-        yield
+        with computed_by(forwards):
+            yield
     finally:
         handle.remove()
-        for attn, forward in before.items():
-            attn.forward = forward
 
 
 class _ByProcessor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ from model.pictures import CAPTIONS
 from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, plan
 
 OUTPUT = Path(__file__).parent / "output"
+DENSE = Settings(enabled=False)
 DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
 
 
@@ -55,10 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     factor = "auto" if settings.auto else f"{settings.factor:g}"
     rows = {}
     with tqdm(total=2 * options.steps * len(options.prompts), unit="step") as bar:
-        draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, Settings(factor=1))  # a first call is slower
+        draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE)  # a first call is slower
         for prompt in options.prompts:
             bar.set_description(f"{prompt}, dense")
-            dense, _ = draw(model, prompt, options.size, options.seed, options.steps, Settings(factor=1), bar)
+            dense, _ = draw(model, prompt, options.size, options.seed, options.steps, DENSE, bar)
             bar.set_description(f"{prompt}, ToDo")
             todo, report = draw(model, prompt, options.size, options.seed, options.steps, settings, bar)
             ratio = dense.seconds / todo.seconds
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     sheet = options.output / f"todo-{width}x{height}-factor-{factor}.png"
     title = f"ToDo at {width}×{height} px, factor {factor}"
     infotext = ", ".join(f"{key}: {value}" for key, value in settings.to_infotext().items())
-    note = f"{infotext} · {options.steps} steps, seed {options.seed} · {_machine()}"
+    note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
     save_sheet(sheet, title, note, rows)
     here = Path.cwd()
     print(f"\nPictures: {sheet.relative_to(here) if sheet.is_relative_to(here) else sheet}")
@@ -96,7 +98,7 @@ def draw(
     settings: Settings,
     bar: tqdm | None = None,
 ) -> tuple[Drawn, Report]:
-    """A picture of (width, height) pixels, and what the patch did to it."""
+    """A picture of (width, height) pixels, and what the patch did to it; without any where settings are not enabled."""
     position = 0.0
 
     def begin_step(share: float) -> None:
@@ -106,7 +108,8 @@ def draw(
         position = share
 
     noise = model.noise(size, seed)
-    with Patch(model.unet, settings, lambda: position) as patch:
+    patch = Patch(model.unet, settings, lambda: position)
+    with patch if settings.enabled else contextlib.nullcontext():
         begin = time.perf_counter()
         latent = model.sample([prompt], noise, steps, progress=begin_step)
         seconds = time.perf_counter() - begin

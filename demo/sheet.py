@@ -23,7 +23,8 @@ def save_sheet(path: Path, title: str, note: str, rows: dict[str, list[tuple[np.
     column, row_height = max(width, NARROWEST) + MARGIN, 4 * LINE + height + MARGIN
     columns = max(len(row) for row in rows.values())
     top = 3 * LINE
-    sheet = Image.new("RGB", (MARGIN + columns * column, top + len(rows) * row_height + 2 * LINE), "white")
+    bottom = top + len(rows) * row_height
+    sheet = Image.new("RGB", (MARGIN + columns * column, bottom + LINE * (2 + note.count("\n"))), "white")
     draw = ImageDraw.Draw(sheet)
     _write(draw, MARGIN, MARGIN, title, TITLE, bold=True)
     for heading, row in rows.items():
@@ -35,7 +36,7 @@ def save_sheet(path: Path, title: str, note: str, rows: dict[str, list[tuple[np.
             sheet.paste(Image.fromarray(picture), (left, below))
             draw.rectangle((left - 1, below - 1, left + width, below + height), outline="#d5dade")
         top += row_height
-    _write(draw, MARGIN, top, note, SMALL, FAINT)
+    _write(draw, MARGIN, bottom, note, SMALL, FAINT)
     sheet.save(path, optimize=True)
 
 

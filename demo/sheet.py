@@ -9,14 +9,14 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 INK, FAINT = "#22303c", "#66727d"
-MARGIN, LINE, NARROWEST = 20, 24, 300
+MARGIN, LINE, NARROWEST = 20, 24, 260
 TITLE, HEADING, TEXT, SMALL = 24, 19, 16, 14  # sizes of the letters in pixels
 
 
 def save_sheet(path: Path, title: str, note: str, rows: dict[str, list[tuple[np.ndarray, str]]]) -> None:
     """Write one row for each heading, of (picture, caption): pictures are (H, W, 3) bytes and all of one size.
 
-    Captions have two lines. Nothing is resized: a pixel of a picture is one of the sheet.
+    Captions have one line or two. Nothing is resized: a pixel of a picture is one of the sheet.
     """
     pictures = [picture for row in rows.values() for picture, _ in row]
     height, width = pictures[0].shape[:2]

@@ -2,6 +2,7 @@
 
     python dev.py demo [ARGUMENTS]         the demo (python -m demo)
     python dev.py train STAGE [ARGUMENTS]  train the small model in model/ anew, see model/README.md
+    python dev.py benchmark NAME [...]     a benchmark (python -m benchmarks.NAME), see benchmarks/README.md
     python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
     python dev.py lint                     lint only
     python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
@@ -56,6 +57,9 @@ def main(command="", *args):
     if command == "demo":
         prepare("demo")
         run("-m", "demo", *args)
+    elif command == "benchmark" and args:
+        prepare("benchmarks")
+        run("-m", f"benchmarks.{args[0]}", *args[1:])
     elif command == "compatibility":
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", "docs", *args)

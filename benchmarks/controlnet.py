@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import os
 import platform
 import statistics
@@ -18,7 +19,7 @@ import torch
 from ldm.modules.diffusionmodules.openaimodel import timestep_embedding
 from torch import nn
 
-from demo.unet import SD1_CHANNELS, make_inputs, make_unet
+from benchmarks.unets import SD15, make_inputs, make_unet
 from todo_lib import Patch, Settings
 
 
@@ -45,12 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024, help="pixels, a multiple of 64")
     parser.add_argument("--factor", type=float, default=2)
-    parser.add_argument("--channels", type=int, default=SD1_CHANNELS)
+    parser.add_argument("--channels", type=int, default=SD15.channels, help="width of the U-Net")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    unet = make_unet(options.channels, seed=0)
+    layout = dataclasses.replace(SD15, channels=options.channels)
+    unet = make_unet(layout)
     control = ControlNet(unet)
-    inputs = make_inputs(options.size, options.size, seed=0)
+    inputs = make_inputs(layout, options.size, options.size)
     settings = Settings(enabled=True, factor=options.factor)
 
     def call(patched: bool, told: bool) -> float:

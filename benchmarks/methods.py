@@ -97,6 +97,8 @@ def _tome(unet: nn.Module, ratio: float, max_downsample: int) -> Iterator[None]:
         yield
     finally:
         tomesd.remove_patch(outer)
+        for module in unet.modules():
+            vars(module).pop("_tome_info", None)  # it leaves these
 
 
 @contextlib.contextmanager

@@ -1,0 +1,75 @@
+"""What the hooks cost: ToDo by hooks against the same downsampling written by hand into each attention.
+
+    python -m benchmarks.overhead [--rounds 7] [--narrow-rounds 300]
+
+All depths are downsampled, so that all self-attentions have hooks. In the U-Net of SD 1.5 the difference drowns in the
+noise of seconds of computation, so it is also taken in a narrow one with as many layers, where there is little else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.methods import DENSE, Method, inline, todo
+from benchmarks.speed import clock
+from benchmarks.store import RESULTS, Store
+from benchmarks.unets import SD15, Layout, make_inputs, make_unet
+from todo_lib import Settings
+
+FILE = RESULTS / "overhead.json"
+SETTINGS = Settings(enabled=True, factor=2, max_depth=4, deeper_factor=2)
+NARROW = dataclasses.replace(SD15, name="SD 1.5 layout, 32 channels", channels=32)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="calls each way of the U-Net of SD 1.5 at 512 px")
+    parser.add_argument("--narrow-rounds", type=int, default=300, help="calls each way of the narrow one at 128 px")
+    parser.add_argument("--results", type=Path, default=FILE)
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "narrow_rounds"):
+        if getattr(options, name) < 1:
+            parser.error(
+                f"argument --{name.replace('_', '-')}: {getattr(options, name)} is not allowed: it must be 1 or more"
+            )
+    store = Store(options.results)
+    measure(NARROW, 128, options.narrow_rounds, store)
+    measure(SD15, 512, options.rounds, store)
+
+
+@torch.inference_mode()
+def measure(layout: Layout, size: int, rounds: int, store: Store) -> None:
+    """Add to the store until there are so many rounds."""
+    unet, inputs = make_unet(layout), make_inputs(layout, size, size)
+    ways = {"dense": DENSE, "inline": inline(SETTINGS, (size // 8, size // 8)), "hooks": todo(SETTINGS)}
+    found = store.results.setdefault(f"{layout.name}, {size} px", {name: [] for name in ways})
+    for way in ways.values():
+        seconds(unet, inputs, way)
+    for i in tqdm(range(len(found["hooks"]), rounds), desc=f"{layout.name}, {size} px"):
+        # Each way goes first, second and third in turn: what ran just before matters at this scale.
+        order = list(ways)[i % 3 :] + list(ways)[: i % 3]
+        for name in order:
+            found[name].append(round(seconds(unet, inputs, ways[name]), 6))
+        store.save()
+
+
+def seconds(unet: torch.nn.Module, inputs: tuple, way: Method) -> float:
+    with way.applied(unet):
+        start = clock()
+        unet(*inputs)
+        return clock() - start
+
+
+def added(found: dict[str, list[float]]) -> float:
+    """Seconds that hooks add to a call, by the median of the rounds' differences."""
+    return statistics.median(h - i for h, i in zip(found["hooks"], found["inline"], strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Write the figures into the documents, and the charts, from the JSON files of results.
+
+    python -m benchmarks.report
+
+The documents have places for tables: what stands between <!-- benchmarks: NAME --> and <!-- end --> is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws into files, on machines without a display too
+
+import matplotlib.pyplot as plt
+
+from benchmarks import fidelity, overhead, redundancy
+from benchmarks.speed import LAYOUTS, median, ratio
+from benchmarks.store import RESULTS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+CHART = RESULTS / "speed.png"
+LINES = {  # role -> its line in the chart
+    "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "", "label": "floor: one key in each self-attention"},
+    "1.5 x paper": {"color": "#7fb8e6", "marker": "s", "label": "ToDo, 1.5 times the paper's factors"},
+    "paper": {"color": "#1769aa", "marker": "o", "linewidth": 2.5, "label": "ToDo, the paper's factors"},
+    "auto": {"color": "#1769aa", "linestyle": "--", "marker": "", "label": "ToDo, auto factor"},
+    "ToMe 0.75": {"color": "#d9822b", "marker": "^", "label": "ToMe 0.75"},
+    "ToMe 0.5": {"color": "#f0b47a", "marker": "v", "label": "ToMe 0.5"},
+}
+
+
+def main() -> None:
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    save_chart(load("speed")["results"])
+    fidelity.chart(load("fidelity")["results"], RESULTS / "fidelity.png")
+    redundancy.chart(load("redundancy")["results"], RESULTS / "redundancy.png")
+
+
+def load(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def filled(document: str) -> str:
+    """The document with its tables made anew."""
+    return PLACE.sub(lambda place: f"{place[1]}{TABLES[place['name']]()}\n", document)
+
+
+def machine(name: str) -> str:
+    """Where and when a file of results was made, in a sentence."""
+    kept = load(name)
+    found = kept["machine"]
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    versions = f"Python {found['python']}, PyTorch {found['torch']}, tomesd {found['tomesd']}"
+    return f"{found.get('gpu', found['processor'])}, {threads}, {found['system']}, {versions}; {kept['date']}."
+
+
+def cells(results: dict, model: str) -> dict[str, dict]:
+    """Size and precision -> the cell of this model, from small to large."""
+    found = {key.removeprefix(f"{model}, "): cell for key, cell in results.items() if key.startswith(f"{model}, ")}
+    return dict(sorted(found.items(), key=lambda item: int(item[0].split()[0])))
+
+
+def saved(cell: dict, role: str) -> float:
+    """The share of the time that self-attention over many keys takes which this method saves: the floor saves all."""
+    dense, floor = median(cell, "dense"), median(cell, "floor")
+    return (dense - median(cell, role)) / (dense - floor)
+
+
+def factors(cell: dict, role: str) -> str:
+    name = cell["roles"][role]
+    return "dense" if name == "dense" else name.split(maxsplit=1)[1].removesuffix(" to depth 1")
+
+
+def overview() -> str:
+    """A line a size, for both models: what most people want to know."""
+    results = load("speed")["results"]
+    head = "| | U-Net call, dense | with ToDo (factor) | with ToMe 0.75 | if self-attention took no time |"
+    lines = [head, "|---|---|---|---|---|"]
+    for model in LAYOUTS:
+        for key, cell in cells(results, model).items():
+            size = key.partition(",")[0]
+            ours = f"**{ratio(cell, 'paper'):.2f} times** as fast ({factors(cell, 'paper')})"
+            others = " | ".join(f"{ratio(cell, role):.2f} times" for role in ("ToMe 0.75", "floor"))
+            lines.append(f"| {model}, {size} | {median(cell, 'dense'):.3g} s | {ours} | {others} |")
+    return "\n".join([*lines, "", machine("speed")])
+
+
+def per_role(title: str, cell_text) -> str:
+    """A table for each model: sizes down, roles across."""
+    results, parts = load("speed")["results"], []
+    for model in LAYOUTS:
+        found = cells(results, model)
+        roles = [role for role in next(iter(found.values()), {"roles": {}})["roles"] if role != "dense"]
+        lines = [f"| {model} | dense | {' | '.join(map(heading, roles))} |", "|---" * (len(roles) + 2) + "|"]
+        for key, cell in found.items():
+            texts = [cell_text(cell, role) for role in ("dense", *roles)]
+            lines.append(f"| {key} | {' | '.join(texts)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join([title, *parts]) if title else "\n\n".join(parts)
+
+
+def heading(role: str) -> str:
+    names = {"paper": "ToDo, paper", "1.5 x paper": "ToDo, 1.5 x", "auto": "ToDo, auto"}
+    return names.get(role, role)
+
+
+def speed() -> str:
+    def text(cell: dict, role: str) -> str:
+        if role == "dense":
+            return f"{median(cell, role):.3g} s (of {len(cell['methods']['dense']['seconds'])})"
+        share = "" if role == "floor" else f", {100 * saved(cell, role):.0f} %"
+        ours = f"{factors(cell, role)}: " if role in ("paper", "1.5 x paper", "auto") else ""
+        return f"{ours}{ratio(cell, role):.2f}{share}"
+
+    return per_role(machine("speed"), text)
+
+
+def memory() -> str:
+    def text(cell: dict, role: str) -> str:
+        found = cell["methods"][cell["roles"][role]]["memory"]
+        return f"{found / 1e9:.2f} GB" if found else "unknown"
+
+    return per_role("", text)
+
+
+def difference() -> str:
+    def text(cell: dict, role: str) -> str:
+        return f"{100 * cell['methods'][cell['roles'][role]]['difference']:.1f} %"
+
+    return per_role("", text)
+
+
+def hooks() -> str:
+    lines = ["| U-Net | dense | inline | hooks | hooks add |", "|---|---|---|---|---|"]
+    for key, found in load("overhead")["results"].items():
+        times = {name: statistics.median(found[name]) for name in ("dense", "inline", "hooks")}
+        added = overhead.added(found)
+        share = 100 * added / times["inline"]
+        texts = [f"{1000 * seconds:.4g} ms" for seconds in times.values()]
+        lines.append(
+            f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} | {1000 * added:.2f} ms, {share:.2f} % |"
+        )
+    return "\n".join([machine("overhead"), "", *lines])
+
+
+def reference() -> str:
+    kept = load("reference")["results"]
+    cases = {key: case for key, case in kept.items() if key != "commit"}
+    lines = [
+        f"Commit {kept['commit'][:8]} of ImprovedTokenMerge. {machine('reference')}",
+        "",
+        "| picture | largest difference from theirs | from dense | dense | theirs | ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, case in cases.items():
+        times = [f"{statistics.median(case['seconds'][way]):.3g} s" for way in ("dense", "reference", "ToDo")]
+        away, changed = case["largest difference"], case["largest difference from dense"]
+        lines.append(f"| {key} | {away:.2g} | {changed:.2g} | {' | '.join(times)} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "overview": overview,
+    "speed": speed,
+    "memory": memory,
+    "difference": difference,
+    "hooks": hooks,
+    "reference": reference,
+    "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
+    "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
+}
+
+
+def save_chart(results: dict, path: Path = CHART) -> None:
+    """How many times faster, by size: a panel a model."""
+    figure, axes = plt.subplots(1, len(LAYOUTS), figsize=(11, 4.4), sharey=True)
+    for ax, model in zip(axes, LAYOUTS, strict=True):
+        found = cells(results, model)
+        sizes = [int(key.split()[0]) for key in found]
+        for role, style in LINES.items():
+            ax.plot(sizes, [ratio(cell, role) for cell in found.values()], **style)
+        ax.axhline(1, color="#22303c", linewidth=0.8)
+        ax.set(title=model, xlabel="picture, pixels a side", xticks=sizes)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set(ylabel="times as fast as dense (U-Net call)")
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

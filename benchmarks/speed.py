@@ -1,0 +1,196 @@
+"""Speed and memory of a U-Net call: dense, with ToDo, with token merging, and with as good as no self-attention.
+
+    python -m benchmarks.speed [--models "SD 1.5" SDXL] [--sizes 512 768 1024 1536 2048] [--rounds 3]
+
+The methods take turns, one call each a round, so that a machine that gets slower slows them all; medians are compared.
+A run that was stopped goes on where it was; with more rounds it adds to what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.methods import DENSE, FLOOR, Method, counted, todo, tome
+from benchmarks.store import RESULTS, Store
+from benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
+from todo_lib import Settings, plan
+
+FILE = RESULTS / "speed.json"
+LAYOUTS = {layout.name: layout for layout in (SD15, SDXL)}
+SIZES = (512, 768, 1024, 1536, 2048)
+RESET = Path("/proc/self/clear_refs")  # of Linux
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# What the paper uses (section 4.1), and 2 below 1024 where it says nothing: pixels -> factors at depths 1 and 2.
+PAPER = {1536: (3, 1), 2048: (4, 2)}
+SMALLER = (2, 1)
+
+
+def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
+    """The three ways to choose ToDo's factors for a square picture of `size` pixels.
+
+    SDXL, which the paper does not have, begins at half of the latent's side: there the factors are half as large, 1.5
+    at the least.
+    """
+    first, second = PAPER.get(size, SMALLER)
+    if not layout.transformers[0]:
+        first, second = max(1.5, first / 2), 1
+    depth = 2 if second > 1 else 1
+
+    def chosen(more: float) -> Settings:
+        return Settings(enabled=True, factor=more * first, max_depth=depth, deeper_factor=more * second)
+
+    return {"paper": chosen(1), "1.5 x paper": chosen(1.5), "auto": Settings(enabled=True, auto=True)}
+
+
+def methods_of(unet: nn.Module, layout: Layout, size: int) -> dict[str, Method]:
+    """Role -> method. Roles share a method where they come to the same key grids, which is measured once then."""
+    roles = {"dense": DENSE}
+    by_grids = {tuple(p.grid for p in plan(unet, (size // 8, size // 8), Settings(factor=1))): DENSE}
+    for role, settings in settings_of(layout, size).items():
+        grids = tuple(p.kept for p in plan(unet, (size // 8, size // 8), settings))
+        roles[role] = by_grids.setdefault(grids, todo(settings))
+    # tomesd counts from the latent's own size, where SDXL has no attention.
+    largest = 1 if layout.transformers[0] else 2
+    return roles | {f"ToMe {ratio:g}": tome(ratio, largest) for ratio in (0.5, 0.75)} | {"floor": FLOOR}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    add("--sizes", nargs="+", type=int, default=SIZES, help="pixels a side, multiples of 64")
+    add("--rounds", type=int, default=3, help="calls of each method")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=DTYPES, help="fp32 on a CPU, else fp16, if not given")
+    add("--threads", type=int, help="of the processor, all if not given")
+    add("--results", type=Path, default=FILE)
+    options = parser.parse_args(arguments)
+    for size in options.sizes:
+        if size < 64 or size % 64:
+            parser.error(f"argument --sizes: {size} is not allowed: it must be a multiple of 64 from 64 on")
+    if options.rounds < 1:
+        parser.error(f"argument --rounds: {options.rounds} is not allowed: it must be 1 or more")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dtype = options.dtype or ("fp32" if options.device == "cpu" else "fp16")
+    store = Store(options.results, options.device)
+    for name in options.models:
+        print(f"{name}: drawing weights", flush=True)
+        measure(LAYOUTS[name], options.sizes, options.rounds, options.device, dtype, store)
+
+
+def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: str, store: Store) -> None:
+    """Add to the store until each method has so many rounds at each size."""
+    unet = make_unet(layout, device, DTYPES[dtype])
+    for size in sizes:
+        roles = methods_of(unet, layout, size)
+        cell = store.results.setdefault(f"{layout.name}, {size} px, {dtype}", {"methods": {}})
+        cell["roles"] = {role: method.name for role, method in roles.items()}
+        methods = {method.name: method for method in roles.values()}
+        found = {name: cell["methods"].setdefault(name, {"seconds": []}) for name in methods}
+        missing = sum(max(0, rounds - len(entry["seconds"])) for entry in found.values())
+        if not missing:
+            continue
+        warm_up(unet, make_inputs(layout, 128, 128, device, DTYPES[dtype]), methods.values())
+        inputs, dense = make_inputs(layout, size, size, device, DTYPES[dtype]), None
+        with blocks_shown(unet, missing) as bar:
+            for i in range(rounds):
+                for name, method in methods.items():
+                    if len(found[name]["seconds"]) > i and not (method is DENSE and dense is None):
+                        continue
+                    bar.set_description(f"{layout.name}, {size} px, round {i + 1} of {rounds}, {name}")
+                    output = call(unet, inputs, method, found[name])
+                    if method is DENSE:
+                        dense = output
+                    found[name]["difference"] = ((output - dense).float().norm() / dense.float().norm()).item()
+                    store.save()
+
+
+@torch.inference_mode()
+def warm_up(unet: nn.Module, inputs: tuple, methods: Iterable[Method]) -> None:
+    for method in methods:
+        with method.applied(unet):
+            unet(*inputs)
+
+
+@torch.inference_mode()
+def call(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.Tensor:
+    """Run a method once, and add what was seen of it to its entry."""
+    with method.applied(unet), counted(unet) as keys, peak_memory(inputs[0].device) as taken:
+        start = clock()
+        output = unet(*inputs)
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
+        entry["seconds"].append(round(clock() - start, 4))
+    entry["memory"] = taken[0] if taken else None
+    entry["keys"] = {depth: sorted(counts) for depth, counts in sorted(keys.items())}
+    return output
+
+
+def clock() -> float:
+    """Seconds. With a single thread those that the processor spends on it, whatever else the machine does meanwhile."""
+    return (
+        time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
+    )
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """How many bytes were taken at the most beyond what was there before: in the list afterwards, if it can be seen."""
+    gc.collect()
+    taken: list[int] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield taken
+        taken.append(torch.cuda.max_memory_allocated(device) - before)
+    elif RESET.exists():
+        RESET.write_text("5")  # the peak is what is there now
+        before = memory("VmRSS")
+        yield taken
+        taken.append(memory("VmHWM") - before)
+    else:
+        yield taken
+
+
+def memory(field: str) -> int:
+    """Bytes of this process, by a field of Linux's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+@contextlib.contextmanager
+def blocks_shown(unet: nn.Module, calls: int) -> Iterator[tqdm]:
+    """A progress bar that follows the U-Net's blocks, for a call can take minutes."""
+    blocks = [*unet.input_blocks, unet.middle_block, *unet.output_blocks]
+    with tqdm(total=calls * len(blocks), unit="block") as bar:
+        handles = [block.register_forward_hook(lambda *_: bar.update() and None) for block in blocks]
+        try:
+            yield bar
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def ratio(cell: dict, role: str) -> float:
+    """How many times faster than dense the method in this role is, by medians."""
+    return median(cell, "dense") / median(cell, role)
+
+
+def median(cell: dict, role: str) -> float:
+    return statistics.median(cell["methods"][cell["roles"][role]]["seconds"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The U-Nets of SD 1.5 and SDXL with random weights, and noise for inputs: the time of a call depends on neither."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import nn
+
+PROMPT_TOKENS = 77
+LATENT_SCALE = 8  # a latent pixel is 8 pixels wide
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a U-Net.
+
+    name: in results and charts. channels: at the first level. transformers: blocks in each spatial transformer, level
+    by level; 0 where a level has none. head: channels of an attention head, or heads: their number. size_embedding:
+    width of the vector that is embedded beside the timestep, 0 for none.
+    """
+
+    name: str
+    channels: int
+    multipliers: tuple[int, ...]
+    transformers: tuple[int, ...]
+    prompt_width: int
+    heads: int = -1
+    head: int = -1
+    linear: bool = False
+    size_embedding: int = 0
+
+    @property
+    def size_step(self) -> int:
+        """Sizes in pixels must be multiples of this."""
+        return LATENT_SCALE << (len(self.multipliers) - 1)
+
+
+SD15 = Layout("SD 1.5", 320, (1, 2, 4, 4), (1, 1, 1, 0), 768, heads=8)
+SDXL = Layout("SDXL", 320, (1, 2, 4), (0, 2, 10), 2048, head=64, linear=True, size_embedding=2816)
+
+
+def make_unet(
+    layout: Layout, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> UNetModel:
+    depth = max(layout.transformers)
+    with torch.device("meta"):  # drawing twice would take a minute for SDXL
+        unet = UNetModel(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=layout.channels,
+            attention_resolutions=[2**i for i, blocks in enumerate(layout.transformers) if blocks],
+            num_res_blocks=2,
+            channel_mult=layout.multipliers,
+            num_heads=layout.heads,
+            num_head_channels=layout.head,
+            use_spatial_transformer=True,
+            transformer_depth=depth,
+            context_dim=[layout.prompt_width] * depth,
+            use_linear_in_transformer=layout.linear,
+            use_checkpoint=False,
+            legacy=False,
+        )
+        blocks = {layout.channels * m: n for m, n in zip(layout.multipliers, layout.transformers, strict=True) if n}
+        for module in unet.modules():
+            if hasattr(module, "transformer_blocks"):  # ldm makes them all equally deep
+                module.transformer_blocks = module.transformer_blocks[: blocks[module.in_channels]]
+        if layout.size_embedding:
+            width = 4 * layout.channels
+            unet.num_classes = "sequential"
+            unet.label_emb = nn.Sequential(nn.Linear(layout.size_embedding, width), nn.SiLU(), nn.Linear(width, width))
+    unet.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+    _draw(unet, seed)
+    for name, module in unet.named_modules():
+        if name.endswith((".attn1", ".attn2")):
+            module.forward = functools.partial(_attend, module)
+    return unet
+
+
+def make_inputs(
+    layout: Layout, width: int, height: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    batch: int = 1, seed: int = 0,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Arguments of a call for `batch` pictures of width x height pixels: noise all of it, on `device`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape):
+        return torch.randn(batch, *shape, generator=generator).to(device, dtype)
+
+    latent, prompt = noise(4, height // LATENT_SCALE, width // LATENT_SCALE), noise(PROMPT_TOKENS, layout.prompt_width)
+    timesteps = torch.full((batch,), 500.0, device=device, dtype=dtype)
+    prompts = [prompt] * max(layout.transformers)
+    return (
+        (latent, timesteps, prompts, noise(layout.size_embedding))
+        if layout.size_embedding
+        else (latent, timesteps, prompts)
+    )
+
+
+@torch.no_grad()
+def _draw(unet: nn.Module, seed: int) -> None:
+    """Draw all weights, none of them zero, so that each layer counts in the output.
+
+    Queries and keys are drawn larger: else attention is a mere average of all tokens, and it would hardly show that
+    most keys are gone.
+    """
+    generator = torch.Generator(next(unet.parameters()).device).manual_seed(seed)
+    for name, weight in unet.named_parameters():
+        if weight.ndim > 1:
+            scale = 3 if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")) else 1
+            weight.normal_(std=scale * weight[0].numel() ** -0.5, generator=generator)
+        else:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def _attend(attn: nn.Module, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
+    """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`.
+
+    ldm's plain one holds all scores in memory, which are gigabytes for big pictures.
+    """
+    context = x if context is None else context
+    q, k, v = (
+        tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for tokens in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+    )
+    return attn.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

@@ -1,0 +1,174 @@
+"""The benchmarks of speed, of what hooks cost and of the reference, on a tiny U-Net: each method's keys are counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import overhead, reference, speed
+from benchmarks.methods import DENSE, FLOOR, counted, inline, todo, tome
+from benchmarks.store import Store
+from benchmarks.unets import SD15, SDXL, make_inputs, make_unet
+from tests.todo_lib.unets import state
+from todo_lib import Settings
+
+TINY = dataclasses.replace(SD15, channels=32, prompt_width=16)
+TINY_XL = dataclasses.replace(SDXL, channels=32, head=16, prompt_width=16, size_embedding=24)
+SIZE = 192, 128  # pixels; the grids are 24 x 16, 12 x 8, ...
+GRIDS = [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return make_unet(TINY)
+
+
+@torch.inference_mode()
+def run(unet, method, layout=TINY, size=SIZE):
+    with method.applied(unet), counted(unet) as keys:
+        return unet(*make_inputs(layout, *size)), keys
+
+
+def tokens(grid):
+    return grid[0] * grid[1]
+
+
+def everything(*exceptions):
+    """Depth -> {(queries, keys)} where all keys are there but at the depths given first."""
+    dense = [(tokens(grid), tokens(grid)) for grid in GRIDS]
+    return {i + 1: {counts} for i, counts in enumerate([*exceptions, *dense[len(exceptions) :]])}
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        (DENSE, everything()),
+        (todo(Settings(enabled=True, factor=3)), everything((384, 5 * 8))),
+        (todo(Settings(enabled=True, factor=2, max_depth=2, deeper_factor=1.5)), everything((384, 96), (96, 5 * 8))),
+        (todo(Settings(enabled=True, auto=True)), everything()),
+        (inline(Settings(enabled=True, factor=3), (16, 24)), everything((384, 5 * 8))),
+        (tome(0.5), everything((192, 192))),  # merges its queries too
+        (tome(0.75), everything((96, 96))),
+        (tome(0.5, 2), everything((192, 192), (48, 48))),
+        (FLOOR, everything((384, 1), (96, 1), (24, 1), (6, 1))),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_keys_of_each_method(unet, method, keys):
+    before = state(unet)
+    output, seen = run(unet, method)
+    assert seen == keys
+    assert state(unet) == before
+    assert torch.equal(output, run(unet, DENSE)[0]) == (keys == everything())
+
+
+def test_keys_of_sdxl():
+    """It has two grids with self-attention, of two and ten blocks a transformer, and no other one."""
+    unet = make_unet(TINY_XL)
+    (_, dense), (_, merged) = run(unet, DENSE, TINY_XL), run(unet, tome(0.75, 2), TINY_XL)
+    assert dense == {1: {(96, 96)}, 2: {(24, 24)}}
+    assert merged == {1: {(24, 24)}, 2: {(24, 24)}}
+    blocks = [len(m.transformer_blocks) for m in unet.modules() if hasattr(m, "transformer_blocks")]
+    assert blocks == [2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2]
+
+
+def test_inline_and_hooks_compute_the_same(unet):
+    settings = Settings(enabled=True, factor=3, max_depth=2, deeper_factor=1.5)
+    assert torch.equal(run(unet, todo(settings))[0], run(unet, inline(settings, (16, 24)))[0])
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "factors"),
+    [
+        (SD15, 512, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (1, 1)}),
+        (SD15, 1536, {"paper": (3, 1), "1.5 x paper": (4.5, 1), "auto": (3, 1)}),
+        (SD15, 2048, {"paper": (4, 2), "1.5 x paper": (6, 3), "auto": (4, 1)}),
+        (SDXL, 1024, {"paper": (1.5, 1), "1.5 x paper": (2.25, 1), "auto": (1, 1)}),
+        (SDXL, 2048, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (2, 1)}),
+    ],
+)
+def test_factors(layout, size, factors):
+    top = (size // 8, size // 8) if layout is SD15 else (size // 16, size // 16)
+    chosen = speed.settings_of(layout, size)
+    found = {role: tuple(s.factor_at(d, top) if d <= s.max_depth else 1 for d in (1, 2)) for role, s in chosen.items()}
+    assert found == factors
+
+
+def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
+    path = tmp_path / "speed.json"
+    for rounds in (1, 2):
+        speed.measure(TINY, [64, 128], rounds, "cpu", "fp32", Store(path))
+    cells = json.loads(path.read_text())["results"]
+    assert list(cells) == ["SD 1.5, 64 px, fp32", "SD 1.5, 128 px, fp32"]
+    cell = cells["SD 1.5, 128 px, fp32"]
+    assert cell["roles"]["auto"] == cell["roles"]["dense"] == "dense"
+    for name, found in cell["methods"].items():
+        assert len(found["seconds"]) == 2, name
+        assert min(found["seconds"]) > 0
+    assert cell["methods"]["ToDo 2"]["keys"] == {"1": [[256, 64]], "2": [[64, 64]], "3": [[16, 16]], "4": [[4, 4]]}
+    assert cell["methods"]["dense"]["difference"] == 0 < cell["methods"]["ToDo 2"]["difference"] < 1
+    before = path.read_text()
+    speed.measure(TINY, [64, 128], 2, "cpu", "fp32", Store(path))
+    assert path.read_text() == before
+
+
+def test_results_of_another_machine_are_not_added_to(tmp_path):
+    store = Store(tmp_path / "speed.json")
+    store.machine = {**store.machine, "processor": "another", "torch": "1.0"}
+    store.save()
+    with pytest.raises(SystemExit, match="was made with another processor, torch: move it away"):
+        Store(tmp_path / "speed.json")
+
+
+@pytest.mark.skipif(not speed.RESET.exists(), reason="peak memory of a CPU is seen on Linux only")
+def test_peak_memory_is_that_of_the_call(unet):
+    with speed.peak_memory(torch.device("cpu")) as first:
+        torch.ones(64 << 20, dtype=torch.uint8)
+    with speed.peak_memory(torch.device("cpu")) as second:
+        torch.ones(8 << 20, dtype=torch.uint8)
+    assert 60 << 20 < first[0] < 80 << 20
+    assert second[0] < 20 << 20
+
+
+def test_overhead(tmp_path):
+    store = Store(tmp_path / "overhead.json")
+    overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, store)
+    found = store.results["tiny, 64 px"]
+    assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}
+    assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == 2
+
+
+def test_the_reference_computes_the_same():
+    folder = Path(os.environ.get("TODO_REFERENCE_DIR") or Path.home() / "ImprovedTokenMerge")
+    if not (folder / "merge.py").exists():
+        pytest.skip("no ImprovedTokenMerge")
+    theirs = reference.load(folder)
+    unet = make_unet(SD15)  # it knows depths by the widths 320 and 640
+    before = state(unet)
+    for (first, second), keys in {(2, 1): [(384, 96)], (3, 2): [(384, 40), (96, 24)]}.items():
+        output, seen = run(unet, reference.authors(theirs, first, second), SD15)
+        assert seen == everything(*keys)
+        settings = Settings(enabled=True, factor=first, max_depth=2, deeper_factor=second)
+        assert torch.equal(output, run(unet, todo(settings), SD15)[0])
+    assert state(unet) == before
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (speed.main, ["--sizes", "100"], "--sizes: 100 is not allowed: it must be a multiple of 64 from 64 on"),
+        (speed.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
+        (speed.main, ["--models", "SD 3"], "invalid choice: 'SD 3' (choose from"),
+        (overhead.main, ["--narrow-rounds", "0"], "--narrow-rounds: 0 is not allowed: it must be 1 or more"),
+        (reference.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
+    ],
+)
+def test_bad_arguments(main, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fidelity [--size 512] [--steps 20] [--prompts 16]
 
-Each prompt has a seed of its own, with which it is drawn dense and then by every method. Times are those that the
-processor spends on it, whatever else the machine does. A run that was stopped goes on where it was.
+Each prompt has a seed of its own, with which it is drawn dense and then by every method. A run that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import itertools
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from benchmarks.methods import DENSE, Method, counted, todo, tome
+from benchmarks.speed import clock
 from benchmarks.store import RESULTS, Store
 from demo.sheet import save_sheet
 from model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
@@ -128,9 +128,9 @@ def measure(model: Emoji, prompts: list[str], size: int, steps: int, store: Stor
         seed = PROMPTS.index(prompt)
         torch.manual_seed(seed)  # tomesd draws from it which tokens to merge into
         with method.applied(model.unet), counted(model.unet) as keys:
-            start = time.process_time()
+            start = clock()
             latent = model.sample([prompt], model.noise((size, size), seed), steps, GUIDANCE, begin_step)
-            seconds = (time.process_time() - start) / steps
+            seconds = (clock() - start) / steps
         bar.update()
         picture = model.decode(latent)[0].numpy()
         if prompt in SHOWN_PROMPTS and method.name in SHOWN_METHODS:
@@ -256,7 +256,7 @@ def chart(results: dict, path: Path) -> None:
                 ax.annotate(strength, point, color=line.get_color(), **place)
         ax.set(title=f"{key}; medians of {len(cell['prompts'])} prompts", ylim=(0, None))
         ax.set(
-            xlabel="times as fast as dense (processor time of a U-Net call)",
+            xlabel="times as fast as dense (U-Net call)",
             ylabel="error of the final latent, % of its norm",
         )
         ax.spines[["top", "right"]].set_visible(False)

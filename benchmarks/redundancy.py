@@ -21,6 +21,7 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 from tqdm import tqdm
 
@@ -133,15 +134,16 @@ def table(results: dict) -> str:
 
 def chart(results: dict, path: Path) -> None:
     """Similarity along the steps, a colour for each depth: one panel a size."""
-    figure, axes = plt.subplots(1, len(results), figsize=(8.5 * len(results), 5), squeeze=False)
+    figure, axes = plt.subplots(1, len(results), figsize=(9 * len(results), 4.5), squeeze=False)
     for ax, (key, cell) in zip(axes[0], results.items(), strict=True):
         for depth, kinds in means(cell).items():
             for (kind, values), style in zip(kinds.items(), ("-", ":"), strict=True):
                 ax.plot(range(1, len(values) + 1), values, style, color=f"C{depth}", label=f"depth {depth}, {kind}")
-        ax.set(title=f"{key}; means over {len(cell['prompts'])} prompts", xlabel="sampling step", ylim=(None, 1))
+        ax.set(title=f"{key}; means over {len(cell['prompts'])} prompts", xlabel="sampling step", ylim=(0, 1))
         ax.set(ylabel="cosine similarity of self-attention's input tokens")
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, ncols=2, fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -67,7 +67,7 @@ def main(command="", *args):
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)
     elif command == "train":
-        prepare("model")
+        prepare("demo")
         run("-m", "model.train", *args)
     elif command in ("tests", "lint"):
         prepare("tests")

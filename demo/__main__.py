@@ -1,23 +1,39 @@
-"""Run the U-Net of Stable Diffusion 1.x with random weights, dense and downsampled in turns, and compare the times."""
+"""Draw pictures with the small model of this repository, dense and downsampled side by side, and compare the times."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
-import statistics
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
-from demo.chart import save_chart
-from demo.measure import Measurement, measure
-from demo.unet import CHANNEL_STEP, SD1_CHANNELS, SIZE_STEP, make_inputs, make_unet
-from todo_lib import DepthPlan, Settings, SettingsError, plan
+from demo.sheet import save_sheet
+from demo.unet import SIZE_STEP
+from model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
+from model.pictures import CAPTIONS
+from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, plan
 
 OUTPUT = Path(__file__).parent / "output"
+DENSE = Settings(enabled=False)
+DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
+
+
+@dataclass
+class Drawn:
+    """One picture: latent (1, 4, H/8, W/8), pixels as (H, W, 3) bytes, and the seconds that the sampling took."""
+
+    latent: torch.Tensor
+    pixels: np.ndarray
+    seconds: float
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,54 +49,121 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--output: {error}")
     width, height = options.size
 
-    print(f"U-Net of SD 1.x with {options.channels} channels and random weights, {width}x{height} px")
+    print(f"Emoji model, {width}x{height} px, {options.steps} steps, seed {options.seed}")
     print(_machine(), end="\n\n", flush=True)
-    unet = make_unet(options.channels, options.seed)
-    plans = plan(unet, (height // 8, width // 8), settings)
-    print(_table(plans), end="\n\n")
-
-    inputs = make_inputs(width, height, options.seed)
-    warm_up = make_inputs(SIZE_STEP, SIZE_STEP, options.seed)
-    measured = measure(unet, inputs, warm_up, settings, options.repeats)
-    print(f"\nDone:  {measured.report}")
-    print(_times(measured))
-    if options.channels < SD1_CHANNELS:
-        print(f"(at {SD1_CHANNELS} channels, the width of SD 1.x, attention has a smaller share of the time)")
+    model = load()
+    print(_table(plan(model.unet, (height // 8, width // 8), settings)), flush=True)
 
     factor = "auto" if settings.auto else f"{settings.factor:g}"
-    chart = options.output / f"todo-{width}x{height}-factor-{factor}.png"
-    title = f"ToDo at {width}×{height} px, factor {factor}: a U-Net call takes {_percent(measured)} of the time"
-    note = f"SD 1.x U-Net layout, {options.channels} channels, random weights · {_machine()}"
-    save_chart(chart, title, note, measured, plans)
+    rows = {}
+    with tqdm(total=2 * options.steps * len(options.prompts), unit="step") as bar:
+        draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE)  # a first call is slower
+        for prompt in options.prompts:
+            bar.set_description(f"{prompt}, dense")
+            dense, _ = draw(model, prompt, options.size, options.seed, options.steps, DENSE, bar)
+            bar.set_description(f"{prompt}, ToDo")
+            todo, report = draw(model, prompt, options.size, options.seed, options.steps, settings, bar)
+            ratio = dense.seconds / todo.seconds
+            difference = 100 * ((todo.latent - dense.latent).norm() / dense.latent.norm()).item()
+            with bar.external_write_mode(file=sys.stdout):
+                print(f"\n{prompt}: {report}")
+                print(f"Dense: {dense.seconds:>8.3g} s, {dense.seconds / options.steps:.3g} s a step")
+                print(f"ToDo:  {todo.seconds:>8.3g} s, {todo.seconds / options.steps:.3g} s a step")
+                print(f"Ratio: {ratio:>8.2f}")
+                print(f"Latent: differs by {difference:.2g} % (norm of the difference / norm)", flush=True)
+            rows[prompt] = [
+                (dense.pixels, f"dense\n{dense.seconds:.3g} s"),
+                (todo.pixels, f"ToDo, factor {factor}\n{todo.seconds:.3g} s: {ratio:.2f} times as fast"),
+                (
+                    _difference(dense.pixels, todo.pixels),
+                    f"difference, {DIFFERENCE_SCALE} times as strong\nlatents differ by {difference:.2g} %",
+                ),
+            ]
+
+    sheet = options.output / f"todo-{width}x{height}-factor-{factor}.png"
+    title = f"ToDo at {width}×{height} px, factor {factor}"
+    infotext = ", ".join(f"{key}: {value}" for key, value in settings.to_infotext().items())
+    note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
+    save_sheet(sheet, title, note, rows)
     here = Path.cwd()
-    print(f"\nChart: {chart.relative_to(here) if chart.is_relative_to(here) else chart}")
+    print(f"\nPictures: {sheet.relative_to(here) if sheet.is_relative_to(here) else sheet}")
+
+
+def draw(
+    model: Emoji,
+    prompt: str,
+    size: tuple[int, int],
+    seed: int,
+    steps: int,
+    settings: Settings,
+    bar: tqdm | None = None,
+) -> tuple[Drawn, Report]:
+    """A picture of (width, height) pixels, and what the patch did to it; without any where settings are not enabled."""
+    position = 0.0
+
+    def begin_step(share: float) -> None:
+        nonlocal position
+        if bar is not None and share > 0:
+            bar.update()
+        position = share
+
+    noise = model.noise(size, seed)
+    patch = Patch(model.unet, settings, lambda: position)
+    with patch if settings.enabled else contextlib.nullcontext():
+        begin = time.perf_counter()
+        latent = model.sample([prompt], noise, steps, progress=begin_step)
+        seconds = time.perf_counter() - begin
+    if bar is not None:
+        bar.update()
+    return Drawn(latent, model.decode(latent)[0].numpy(), seconds), patch.report
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(H, W, 3) bytes: white where two pictures are the same."""
+    difference = np.abs(first.astype(int) - second)
+    return (255 - DIFFERENCE_SCALE * difference).clip(0, 255).astype(np.uint8)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m demo", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m demo",
+        description=__doc__,
+        epilog=f"The model knows these prompts: {_known()}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--size", type=_size, default="1024", help=f"pixels, N or WxH, multiples of {SIZE_STEP}")
+    add("prompts", nargs="*", type=_prompt, default=["red apple"], metavar="PROMPT", help="what to draw, see below")
+    add("--size", type=_size, default=str(LARGE_SIZE), help=f"pixels, N or WxH; learned: {NATIVE_SIZE} to {LARGE_SIZE}")
     add("--factor", type=_number, default=2, help="downsample factor at depth 1, 1 to 8, or auto")
     add("--max-depth", type=_number, default=1, help="depths that are downsampled, 1 to 4")
     add("--deeper-factor", type=_number, default=2, help="downsample factor at the other depths, 1 to 8")
-    add(
-        "--channels",
-        type=_whole_number(CHANNEL_STEP, 1024, CHANNEL_STEP),
-        default=128,
-        help=f"width of the U-Net; {SD1_CHANNELS} is that of SD 1.x, several times slower and 4 GB big",
-    )
-    add("--repeats", type=_whole_number(1, 1000), default=3, help="calls each way")
-    add("--seed", type=_whole_number(0, 2**32 - 1), default=0, help="for weights and inputs")
-    add("--output", type=Path, default=OUTPUT, help="folder for the chart")
+    add("--start", type=_number, default=0, help="downsample from this fraction of the steps on, 0 to 1")
+    add("--end", type=_number, default=1, help="and up to this one")
+    add("--steps", type=_whole_number(1, 1000), default=20, help="sampling steps")
+    add("--seed", type=_whole_number(0, 2**32 - 1), default=0, help="for the noise that a picture begins with")
+    add("--output", type=Path, default=OUTPUT, help="folder for the pictures")
     return parser
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    values = {"enabled": True, "max_depth": options.max_depth, "deeper_factor": options.deeper_factor}
+    names = ("max_depth", "start", "end", "deeper_factor")
+    values = {"enabled": True} | {name: getattr(options, name) for name in names}
     values |= {"auto": True} if options.factor == "auto" else {"factor": options.factor}
     return Settings(**values)
+
+
+def _known() -> str:
+    return ", ".join(CAPTIONS.values())
+
+
+def _prompt(text: str) -> str:
+    """The caption that the model was trained on, from the prompt with or without its article."""
+    prompt = re.sub(r"^an? ", "", " ".join(text.lower().split()))
+    if prompt not in CAPTIONS.values():
+        raise argparse.ArgumentTypeError(
+            f"prompt = {text!r} is not allowed: the model has learned just these, with or without 'a': {_known()}"
+        )
+    return prompt
 
 
 def _number(text: str) -> float | str:
@@ -106,7 +189,7 @@ def _whole_number(minimum: int, maximum: int, step: int = 1):
 def _size(text: str) -> tuple[int, int]:
     """(width, height) from "N" or "WxH"."""
     width, cross, height = text.lower().partition("x")
-    check = _whole_number(SIZE_STEP, 8192, SIZE_STEP)
+    check = _whole_number(SIZE_STEP, 4096, SIZE_STEP)
     return check(width), check(height if cross else width)
 
 
@@ -127,24 +210,10 @@ def _grid(grid: tuple[int, int]) -> str:
     return f"{grid[1]}x{grid[0]}"
 
 
-def _times(measured: Measurement) -> str:
-    lines = [
-        f"{name} {statistics.median(seconds):>8.3g} s per U-Net call, median of {len(seconds)} "
-        f"({min(seconds):.3g} to {max(seconds):.3g})"
-        for name, seconds in (("Dense:", measured.dense), ("ToDo: ", measured.downsampled))
-    ]
-    lines.append(f"Ratio: {measured.ratio:>8.2f}")
-    lines.append(f"Output: differs by {100 * measured.difference:.2g} % (norm of the difference / norm)")
-    return "\n".join(lines)
-
-
-def _percent(measured: Measurement) -> str:
-    return f"{100 / measured.ratio:.0f} %"
-
-
 def _machine() -> str:
+    threads = torch.get_num_threads()
     return (
-        f"{_processor()}, {torch.get_num_threads()} threads, {platform.system()}, "
+        f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}, {platform.system()}, "
         f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     )
 

@@ -1,0 +1,209 @@
+"""The fidelity benchmark at a tiny size: what it counts and measures is right, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import fidelity
+from benchmarks.methods import DENSE, counted
+from benchmarks.store import Store
+from model.emoji import load
+from todo_lib import Settings
+
+SIZE, STEPS = 128, 5
+OPTIONS = ["--size", str(SIZE), "--steps", str(STEPS), "--prompts", "1"]
+QUERIES = (SIZE // 8) ** 2
+# Keys at depth 1 of 16 x 16 tokens. ToMe merges queries as well.
+KEYS = {
+    "ToDo 1.5": [(256, 100)],
+    "ToDo 2": [(256, 64)],
+    "ToDo 3": [(256, 25)],
+    "ToDo 4": [(256, 16)],
+    "ToDo 2/2": [(256, 64)],
+    "ToDo 2/2/2/2": [(256, 64)],
+    "ToDo 2, steps 0 to 0.8": [(256, 64), (256, 256)],
+    "ToDo 4, steps 0 to 0.8": [(256, 16), (256, 256)],
+    "ToMe 0.25": [(192, 192)],
+    "ToMe 0.5": [(128, 128)],
+    "ToMe 0.75": [(64, 64)],
+}
+DEEPER = {
+    "ToDo 2": {"2": [(64, 64)], "3": [(16, 16)], "4": [(4, 4)]},
+    "ToDo 2/2": {"2": [(64, 16)], "3": [(16, 16)], "4": [(4, 4)]},
+    "ToDo 2/2/2/2": {"2": [(64, 16)], "3": [(16, 4)], "4": [(4, 1)]},
+    "ToMe 0.75": {"2": [(64, 64)], "3": [(16, 16)], "4": [(4, 4)]},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The results of a whole run."""
+    folder = tmp_path_factory.mktemp("results")
+    fidelity.main([*OPTIONS, "--results", str(folder)])
+    return folder
+
+
+def kept(folder):
+    return json.loads((folder / "fidelity.json").read_text())
+
+
+def test_each_methods_keys_are_counted(folder):
+    (cell,) = kept(folder)["results"].values()
+    entries = cell["prompts"]["red apple"]
+    counts = {name: [tuple(pair) for pair in entry["keys"]["1"]] for name, entry in entries.items()}
+    assert counts == KEYS
+    for name, depths in DEEPER.items():
+        for depth, pairs in depths.items():
+            assert [tuple(pair) for pair in entries[name]["keys"][depth]] == pairs
+
+
+def test_the_measures_are_sensible(folder):
+    (cell,) = kept(folder)["results"].values()
+    for name, entry in cell["prompts"]["red apple"].items():
+        assert 0 < entry["error"] < 1, name
+        assert 10 < entry["psnr"] < 100 and 0 < entry["ssim"] < 1 and 0.2 < entry["detail"] < 5, name
+        assert entry["seconds"] > 0 and entry["dense_seconds"] > 0
+
+
+def test_what_a_run_leaves(folder, capsys):
+    for name in ("fidelity.png", "fidelity-pictures.png"):
+        assert (folder / name).stat().st_size > 10_000
+    assert {"processor", "threads", "torch", "tomesd"} <= kept(folder)["machine"].keys()
+    shown = [path.name for path in (folder / "pictures").rglob("*.png")]
+    assert sorted(shown) == sorted(f"red apple, {name}.png" for name in fidelity.SHOWN_METHODS)
+
+
+def test_a_stopped_run_goes_on(folder, model, monkeypatch):
+    before = kept(folder)
+    sampled = []
+    sample = type(model).sample
+
+    def counting(self, texts, noise, steps, *args):
+        if noise.shape[-1] == SIZE // 8:
+            sampled.append(steps)
+        return sample(self, texts, noise, steps, *args)
+
+    monkeypatch.setattr(type(model), "sample", counting)
+    fidelity.main([*OPTIONS, "--results", str(folder)])
+    assert sampled == [] and kept(folder) == before
+
+    store = Store(folder / "fidelity.json")
+    (cell,) = store.results.values()
+    removed = cell["prompts"]["red apple"].pop("ToMe 0.5")
+    store.save()
+    fidelity.main([*OPTIONS, "--results", str(folder)])
+    assert sampled == [STEPS, STEPS]  # dense, for comparison, and the one that was missing
+    (cell,) = kept(folder)["results"].values()
+    again = cell["prompts"]["red apple"]["ToMe 0.5"]
+    assert {key: again[key] for key in ("error", "psnr", "keys")} == {k: removed[k] for k in ("error", "psnr", "keys")}
+
+    next((folder / "pictures").rglob("*ToDo 4.png")).unlink()
+    fidelity.main([*OPTIONS, "--results", str(folder)])
+    assert sampled == 4 * [STEPS]
+
+
+def test_other_weights_and_other_machines_are_not_mixed(folder, tmp_path, monkeypatch):
+    file = tmp_path / "fidelity.json"
+    file.write_text((folder / "fidelity.json").read_text())
+    monkeypatch.setattr(fidelity, "weights", lambda: "others")
+    store = Store(file)
+    assert fidelity.open_cell(store, SIZE, STEPS) == {} and len(store.results) == 1
+    changed = kept(folder)
+    changed["machine"]["processor"] = "another"
+    file.write_text(json.dumps(changed))
+    with pytest.raises(SystemExit, match="processor"):
+        Store(file)
+
+
+def test_nothing_is_left_on_the_unet(model):
+    for method in (DENSE, *(method for methods in fidelity.curves().values() for method in methods)):
+        with method.applied(model.unet), counted(model.unet):
+            model.sample(["banana"], model.noise((64, 64), 0), 1)
+        for name, module in model.unet.named_modules():
+            assert not module._forward_pre_hooks and not module._forward_hooks, (method.name, name)
+            assert type(module).__name__ != "ToMeBlock"
+
+
+def test_dense_against_dense(model):
+    first, second = (model.draw(["rainbow"], (64, 64), seed=1, steps=1)[0].numpy() for _ in range(2))
+    found = fidelity.compare(first, second)
+    assert found == {"psnr": math.inf, "ssim": pytest.approx(1), "detail": pytest.approx(1)}
+
+
+def test_a_smoother_picture_has_less_detail():
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    smooth = torch.nn.functional.avg_pool2d(torch.from_numpy(noise).permute(2, 0, 1).float(), 3, 1, 1)
+    found = fidelity.compare(smooth.permute(1, 2, 0).byte().numpy(), noise)
+    assert found["detail"] < 0.2 and found["ssim"] < 0.8 and found["psnr"] < 15
+
+
+def cell_of(points):
+    """A cell of two prompts that are alike but for a tenth more and less, from method -> (speed, error)."""
+    entries = [
+        {
+            name: {
+                "error": error * share, "psnr": 30, "ssim": 0.9, "detail": 1.1,
+                "seconds": 1 / speed, "dense_seconds": 1.0, "keys": {"1": [[4096, 1024]]},
+            }
+            for name, (speed, error) in points.items()
+        }
+        for share in (0.9, 1.1)
+    ]  # fmt: skip
+    return {"weights": "", "prompts": {"red apple": entries[0], "banana": entries[1]}}
+
+
+POINTS = {
+    "ToDo 1.5": (1.5, 0.02), "ToDo 2": (2, 0.04), "ToDo 3": (2.5, 0.1), "ToDo 4": (2.75, 0.2),
+    "ToDo 2/2": (2.1, 0.05), "ToDo 2/2/2/2": (2.2, 0.06),
+    "ToDo 2, steps 0 to 0.8": (1.7, 0.03), "ToDo 4, steps 0 to 0.8": (2, 0.1),
+    "ToMe 0.25": (0.9, 0.05), "ToMe 0.5": (1.75, 0.12), "ToMe 0.75": (3, 0.3),
+}  # fmt: skip
+
+
+def test_the_table_of_known_numbers(tmp_path):
+    results = {"512 px, 20 steps, guidance 2": cell_of(POINTS)}
+    lines = fidelity.table(results).splitlines()
+    assert lines[0].startswith("512 px, 20 steps, guidance 2; medians of 2 prompts")
+    assert (
+        "| ToDo 2 | 4096 x 1024 | 2.00 (2.00 to 2.00) | 4.0 % (3.6 to 4.4) | 30.0 (30.0 to 30.0) "
+        "| 0.900 (0.900 to 0.900) | 1.10 (1.10 to 1.10) |" in lines
+    )
+    assert sum(line.startswith("| To") for line in lines) == len(POINTS)
+    assert lines[-1] == (
+        "ToMe 0.25 is 0.90 times as fast as dense, with a latent error of 5.0 %: not worth it. "
+        "ToMe 0.5 is 1.75 times as fast as dense, with a latent error of 12.0 %; ToDo at that speed has 3.0 %. "
+        "ToMe 0.75 is 3.00 times as fast as dense, with a latent error of 30.0 %: no ToDo at depth 1 is as fast."
+    )
+    fidelity.chart(results, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "100"], "argument --size: 100 is not allowed: it must be a multiple of 64 from 64 on"),
+        (["--steps", "0"], "argument --steps: 0 is not allowed: it must be 1 or more"),
+        (["--prompts", "17"], "argument --prompts: 17 is not allowed: it must be from 1 to 16"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        fidelity.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_settings_of_all_methods_are_told_apart():
+    names = [method.name for methods in fidelity.curves().values() for method in methods]
+    assert names.count("ToDo 2") == 2  # on two curves, measured once
+    assert len(set(names)) == len(names) - 1 == len(KEYS)
+    assert Settings(enabled=True, factor=2, end=0.8).in_range(3 / STEPS)

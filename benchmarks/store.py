@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from demo.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,16 +45,8 @@ class Store:
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What figures depend on: the processor, how many threads compute, and the versions."""
-    found = {"processor": _processor(), "threads": torch.get_num_threads(), "system": platform.system()}
+    found = {"processor": processor(), "threads": torch.get_num_threads(), "system": platform.system()}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     found["python"] = platform.python_version()
     return found | {name: version(name) for name in ("torch", "tomesd")}
-
-
-def _processor() -> str:
-    if os.path.exists("/proc/cpuinfo"):  # Linux; there platform.processor() is mostly empty
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import platform
 import re
 import sys
@@ -16,14 +15,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from demo.machine import processor
 from demo.sheet import save_sheet
-from demo.unet import SIZE_STEP
 from model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
 from model.pictures import CAPTIONS
 from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, plan
 
 OUTPUT = Path(__file__).parent / "output"
 DENSE = Settings(enabled=False)
+SIZE_STEP = 64  # a latent pixel is 8 pixels wide, and the U-Net halves the latent 3 times
 DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
 
 
@@ -213,17 +213,9 @@ def _grid(grid: tuple[int, int]) -> str:
 def _machine() -> str:
     threads = torch.get_num_threads()
     return (
-        f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}, {platform.system()}, "
+        f"{processor()}, {threads} thread{'s' if threads > 1 else ''}, {platform.system()}, "
         f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     )
-
-
-def _processor() -> str:
-    if os.path.exists("/proc/cpuinfo"):  # Linux; there platform.processor() is mostly empty
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -82,6 +82,14 @@ def test_inline_and_hooks_compute_the_same(unet):
     assert torch.equal(run(unet, todo(settings))[0], run(unet, inline(settings, (16, 24)))[0])
 
 
+def test_the_same_seed_makes_the_same_unet():
+    with torch.inference_mode():
+        inputs = make_inputs(TINY, 64, 64)
+        first, second, other = (make_unet(TINY, seed=seed)(*inputs) for seed in (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert first.any() and first.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("layout", "size", "factors"),
     [

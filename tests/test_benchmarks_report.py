@@ -1,0 +1,73 @@
+"""The documents' tables are those of the committed results, and say what the results say."""
+
+from __future__ import annotations
+
+import re
+
+import matplotlib.image
+import pytest
+
+from benchmarks import report
+from benchmarks.speed import LAYOUTS
+
+
+@pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_the_documents_have_the_tables_of_the_results(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.findall("<!-- benchmarks: (.+) -->", text)
+    assert report.filled(text) == text, "python3 dev.py benchmark report makes them anew"
+
+
+def test_every_table_stands_in_a_document():
+    text = "".join(path.read_text(encoding="utf-8") for path in report.DOCUMENTS)
+    assert sorted(re.findall("<!-- benchmarks: (.+) -->", text)) == sorted(report.TABLES)
+
+
+def results():
+    """Dense takes 10 s, ToDo 5, 1.5 times the factors 4, ToMe 8 and the floor 2."""
+    seconds = {"dense": 10, "ToDo 2": 5, "ToDo 3": 4, "ToMe 0.5": 8, "ToMe 0.75": 8, "floor": 2}
+    methods = {
+        name: {"seconds": [100 * s, s, s / 100], "memory": 10**8 * s, "difference": s / 1000, "keys": {}}
+        for name, s in seconds.items()
+    }
+    roles = {"dense": "dense", "paper": "ToDo 2", "1.5 x paper": "ToDo 3", "auto": "dense"}
+    roles |= {name: name for name in ("ToMe 0.5", "ToMe 0.75", "floor")}
+    return {
+        f"{model}, {size} px, fp32": {"roles": roles, "methods": methods} for size in (1024, 512) for model in LAYOUTS
+    }
+
+
+@pytest.fixture
+def known(monkeypatch):
+    machine = {"processor": "CPU", "threads": 2, "system": "OS", "python": "3", "torch": "2", "tomesd": "0"}
+    kept = {"machine": machine, "date": "2026-01-02", "results": results()}
+    monkeypatch.setattr(report, "load", lambda name: kept)
+
+
+def test_speed(known):
+    lines = report.speed().splitlines()
+    assert lines[0] == "CPU, 2 threads, OS, Python 3, PyTorch 2, tomesd 0; 2026-01-02."
+    assert lines[2] == "| SD 1.5 | dense | ToDo, paper | ToDo, 1.5 x | ToDo, auto | ToMe 0.5 | ToMe 0.75 | floor |"
+    row = "| 10 s (of 3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
+    assert lines[4:6] == [f"| 512 px, fp32 {row}", f"| 1024 px, fp32 {row}"]
+    assert lines[7].startswith("| SDXL | dense |")
+
+
+def test_memory_difference_and_overview(known):
+    assert "| 512 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | 0.80 GB | 0.80 GB | 0.20 GB |" in report.memory()
+    assert "| 512 px, fp32 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | 0.8 % | 0.8 % | 0.2 % |" in report.difference()
+    assert "| SDXL, 1024 px | 10 s | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
+
+
+def test_a_table_is_put_in_its_place(known):
+    text = "a\n<!-- benchmarks: overview -->\nold\n<!-- end -->\nb\n"
+    filled = report.filled(text)
+    assert filled.startswith("a\n<!-- benchmarks: overview -->\n| | U-Net call, dense")
+    assert filled.endswith("2026-01-02.\n<!-- end -->\nb\n") and "old" not in filled
+    assert report.filled(filled) == filled
+
+
+def test_the_chart(tmp_path):
+    report.save_chart(results(), tmp_path / "speed.png")
+    picture = matplotlib.image.imread(tmp_path / "speed.png")
+    assert picture.shape[1] > 1000 and len(set(picture.reshape(-1, picture.shape[2])[:, 0])) > 10

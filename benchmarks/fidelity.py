@@ -1,6 +1,6 @@
 """How much a picture changes for how much speed: ToDo and token merging on the trained model, against dense.
 
-    python -m benchmarks.fidelity [--size 512] [--steps 20] [--prompts 16]
+    python -m benchmarks.fidelity [--size 512] [--steps 12] [--prompts 16]
 
 Each prompt has a seed of its own, with which it is drawn dense and then by every method. A run that was stopped goes on
 where it was.
@@ -56,8 +56,8 @@ def curves(progress: Callable[[], float] = lambda: 0.0) -> dict[str, list[Method
 
     return {
         "ToDo at depth 1": [ours(1.5), ours(2), ours(3), ours(4)],
-        "ToDo 2, deeper": [ours(2), ours(2, max_depth=2), ours(2, max_depth=4)],
-        "ToDo until step 0.8": [ours(2, end=0.8), ours(4, end=0.8)],
+        "ToDo at depths 1 and 2": [ours(2, max_depth=2)],
+        "ToDo in four fifths of the steps": [ours(2, end=0.8), ours(2, start=0.2)],
         "ToMe": [tome(0.25), tome(0.5), tome(0.75)],
     }
 
@@ -78,7 +78,7 @@ def parse(description: str, arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", type=int, default=LARGE_SIZE, help="pixels a side, a multiple of 64")
-    add("--steps", type=int, default=20, help="sampling steps")
+    add("--steps", type=int, default=12, help="sampling steps")
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts that the model knows")
     add("--results", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args(arguments)
@@ -251,7 +251,7 @@ def chart(results: dict, path: Path) -> None:
             points = [(found[method.name]["speed"][0], 100 * found[method.name]["error"][0]) for method in methods]
             (line,) = ax.plot(*zip(*points, strict=True), marker=marker, label=label)
             for method, point in zip(methods, points, strict=True):
-                strength = method.name.split(",")[0].split()[1]
+                strength = method.name.split(maxsplit=1)[1]
                 place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 ax.annotate(strength, point, color=line.get_color(), **place)
         ax.set(title=f"{key}; medians of {len(cell['prompts'])} prompts", ylim=(0, None))

@@ -49,14 +49,22 @@ def measure(layout: Layout, size: int, rounds: int, store: Store) -> None:
     unet, inputs = make_unet(layout), make_inputs(layout, size, size)
     ways = {"dense": DENSE, "inline": inline(SETTINGS, (size // 8, size // 8)), "hooks": todo(SETTINGS)}
     found = store.results.setdefault(f"{layout.name}, {size} px", {name: [] for name in ways})
+    found["installed"] = {"before": hooks_on(unet)}
+    with ways["hooks"].applied(unet):
+        found["installed"]["while on"] = hooks_on(unet)
     for way in ways.values():
         seconds(unet, inputs, way)
+    found["installed"]["afterwards"] = hooks_on(unet)
     for i in tqdm(range(len(found["hooks"]), rounds), desc=f"{layout.name}, {size} px"):
         # Each way goes first, second and third in turn: what ran just before matters at this scale.
         order = list(ways)[i % 3 :] + list(ways)[: i % 3]
         for name in order:
             found[name].append(round(seconds(unet, inputs, ways[name]), 6))
         store.save()
+
+
+def hooks_on(unet: torch.nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in unet.modules())
 
 
 def seconds(unet: torch.nn.Module, inputs: tuple, way: Method) -> float:

@@ -139,15 +139,15 @@ def difference() -> str:
 
 
 def hooks() -> str:
-    lines = ["| U-Net | dense | inline | hooks | hooks add |", "|---|---|---|---|---|"]
+    lines = ["| U-Net | dense | inline | hooks | hooks add | hooks installed |", "|---|---|---|---|---|---|"]
     for key, found in load("overhead")["results"].items():
         times = {name: statistics.median(found[name]) for name in ("dense", "inline", "hooks")}
         added = overhead.added(found)
         share = 100 * added / times["inline"]
         texts = [f"{1000 * seconds:.4g} ms" for seconds in times.values()]
-        lines.append(
-            f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} | {1000 * added:.2f} ms, {share:.2f} % |"
-        )
+        texts.append(f"{1000 * added:.2f} ms, {share:.2f} %")
+        texts.append(", ".join(f"{count} {when}" for when, count in found["installed"].items()))
+        lines.append(f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} |")
     return "\n".join([machine("overhead"), "", *lines])
 
 

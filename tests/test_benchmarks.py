@@ -147,6 +147,8 @@ def test_overhead(tmp_path):
     store = Store(tmp_path / "overhead.json")
     overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, store)
     found = store.results["tiny, 64 px"]
+    # 16 transformers; each has an attention with queries, keys and values
+    assert found.pop("installed") == {"before": 0, "while on": 16 * 4, "afterwards": 0}
     assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}
     assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == 2
 

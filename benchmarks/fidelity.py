@@ -1,6 +1,6 @@
 """How much a picture changes for how much speed: ToDo and token merging on the trained model, against dense.
 
-    python -m benchmarks.fidelity [--size 512] [--steps 12] [--prompts 16]
+    python -m benchmarks.fidelity [--size 512] [--steps 20] [--prompts 16]
 
 Each prompt has a seed of its own, with which it is drawn dense and then by every method. A run that was stopped goes on
 where it was.
@@ -78,7 +78,7 @@ def parse(description: str, arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", type=int, default=LARGE_SIZE, help="pixels a side, a multiple of 64")
-    add("--steps", type=int, default=12, help="sampling steps")
+    add("--steps", type=int, default=20, help="sampling steps")
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts that the model knows")
     add("--results", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """How much alike neighbouring tokens are: the premise of ToDo, on the trained model.
 
-    python -m benchmarks.redundancy [--size 512] [--steps 12] [--prompts 16]
+    python -m benchmarks.redundancy [--size 512] [--steps 20] [--prompts 16]
 
 Each prompt is drawn dense. At every step, the tokens that each self-attention takes its keys and values from are
 compared by cosine similarity: neighbours with each other, and any two tokens of the same grid. A run that was stopped

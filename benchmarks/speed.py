@@ -32,7 +32,7 @@ SIZES = (512, 768, 1024, 1536, 2048)
 RESET = Path("/proc/self/clear_refs")  # of Linux
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# What the paper uses (section 4.1), and 2 below 1024 where it says nothing: pixels -> factors at depths 1 and 2.
+# The paper's factors as its authors' demo has them, and 2 below 1024 where that has none: pixels -> at depths 1 and 2.
 PAPER = {1536: (3, 1), 2048: (4, 2)}
 SMALLER = (2, 1)
 

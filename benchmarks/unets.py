@@ -103,7 +103,7 @@ def make_inputs(
 
 @torch.no_grad()
 def _draw(unet: nn.Module, seed: int) -> None:
-    """Draw all weights, none of them zero, so that each layer counts in the output.
+    """Draw all weights as wide as PyTorch does, but none of them zero, so that each layer counts in the output.
 
     Queries and keys are drawn larger: else attention is a mere average of all tokens, and it would hardly show that
     most keys are gone.
@@ -112,7 +112,7 @@ def _draw(unet: nn.Module, seed: int) -> None:
     for name, weight in unet.named_parameters():
         if weight.ndim > 1:
             scale = 3 if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")) else 1
-            weight.normal_(std=scale * weight[0].numel() ** -0.5, generator=generator)
+            weight.normal_(std=scale * (3 * weight[0].numel()) ** -0.5, generator=generator)
         else:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
 

@@ -133,7 +133,8 @@ def memory() -> str:
 
 def difference() -> str:
     def text(cell: dict, role: str) -> str:
-        return f"{100 * cell['methods'][cell['roles'][role]]['difference']:.1f} %"
+        found = cell["methods"][cell["roles"][role]].get("difference")
+        return "–" if found is None else f"{100 * found:.1f} %"
 
     return per_role("", text)
 

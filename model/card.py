@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji
+from model.emoji import Emoji
 from model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
@@ -47,19 +47,17 @@ def distances(picture: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor
     return torch.stack([(small(picture) - small(other)).square().mean() for other in others])
 
 
-def save_samples(model: Emoji, steps: int) -> float:
-    """A picture of each caption, drawn at the native size; the share of them nearest to its training picture."""
-    drawn = []
-    texts = list(CAPTIONS.values())
-    for start in range(0, len(texts), 8):
-        drawn += model.draw(texts[start : start + 8], (NATIVE_SIZE, NATIVE_SIZE), steps=steps)
-    save_sheet(SAMPLES, drawn, cell=96)
-    known = list(training_pictures().values())
-    return sum(distances(picture, known).argmin().item() == i for i, picture in enumerate(drawn)) / len(drawn)
+def nearest(picture: torch.Tensor) -> str:
+    """The caption of the training picture that is most like this one."""
+    known = training_pictures()
+    return list(known)[distances(picture, list(known.values())).argmin()]
 
 
-def save_large(model: Emoji, texts: list[str], steps: int) -> None:
-    save_sheet(LARGE, [model.draw([text], (LARGE_SIZE, LARGE_SIZE), steps=steps)[0] for text in texts], 2, 192)
+def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> int:
+    """A sheet of a picture of each caption; how many of them are nearest to their own training picture."""
+    drawn = {text: model.draw([text], (size, size), steps=steps)[0] for text in CAPTIONS.values()}
+    save_sheet(path, list(drawn.values()), cell=cell)
+    return sum(nearest(picture) == text for text, picture in drawn.items())
 
 
 def save_loss(work: Path) -> None:

@@ -14,9 +14,7 @@ from model.emoji import Emoji
 from model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
-PICTURES, SAMPLES, LARGE, LOSS = (
-    HERE / "docs" / name for name in ("pictures.png", "samples.png", "large.png", "loss.png")
-)
+PICTURES, SAMPLES, LARGE = (HERE / "docs" / f"{name}.png" for name in ("pictures", "samples", "large"))
 COLUMNS, CELL = 8, 64
 
 
@@ -61,18 +59,23 @@ def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> 
 
 
 def save_loss(work: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
-    for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
-        lines = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
+    """A chart for each stage that has been trained here."""
+    for name, (path, title) in LOSSES.items():
+        log = work / f"{name}.jsonl"
+        if not log.exists():
+            continue
+        # Steps that were lost when a training was stopped are there twice.
+        lines = {line["step"]: line for line in map(json.loads, log.read_text().splitlines())}.values()
+        figure, ax = plt.subplots(figsize=(6, 3.5), constrained_layout=True)
         for key in dict.fromkeys(key for line in lines for key in line if key.startswith("loss")):
             ax.plot(*zip(*[(line["step"], line[key]) for line in lines if key in line], strict=True), label=key)
         ax.set(title=title, xlabel="step", yscale="log")
         ax.legend(frameon=False)
-    figure.savefig(LOSS, dpi=80)
-    plt.close(figure)
+        figure.savefig(path, dpi=80)
+        plt.close(figure)
 
 
-TITLES = {
-    "autoencoder": "Decoder: mean absolute difference",
-    "unet": "U-Net: squared error of the predicted noise",
+LOSSES = {
+    "autoencoder": (HERE / "docs" / "loss-decoder.png", "Decoder: mean absolute difference"),
+    "unet": (HERE / "docs" / "loss-unet.png", "U-Net: squared error of the predicted velocity"),
 }

@@ -126,15 +126,12 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     if not run.step:
         run.save()
     while True:
-        kinds = {"small": (4, 64), "middle": (2, 128), "part": (2, 256), "native": (1, 256), "large": (1, 512)}
-        odds = [4, 4, 1, 0, 0] if run.share < 0.4 else [1, 5, 3, 4, 0.2]
-        kind = random.choices(list(kinds), odds)[0]
-        count, size = kinds[kind]
+        # (pictures, pixels a side)
+        kinds = [(4, 64), (2, 128), (1, 256), (1, 512)]
+        odds = [4, 4, 1, 0] if run.share < 0.4 else [0, 2, 6, 0.5]
+        count, size = random.choices(kinds, odds)[0]
         names = random.choices(chosen if random.random() < 0.8 else everything, k=count)
         pixels = torch.stack([on_white(pictures[name], size) for name in names])
-        if kind == "part":
-            top, left = random.randrange(129), random.randrange(129)
-            pixels = pixels[..., top : top + 128, left : left + 128]
         with torch.no_grad():
             latents = model.encode(pixels)
         # What the U-Net makes is never exact.
@@ -267,9 +264,10 @@ def train_unet(options: argparse.Namespace) -> None:
 
     def batch_loss(size: int, count: int) -> torch.Tensor:
         chosen = torch.randint(len(CAPTIONS), (count,))
-        # Spread evenly over the schedule, more where there is more noise: what is drawn is decided there, for large
-        # pictures under more noise.
-        times = ((torch.arange(count) + torch.rand(count)) / count) ** (0.5 if size == 64 else 0.75) * TIMESTEPS
+        # Spread over the schedule, more where there is more noise, the more so the larger the picture: what is drawn is
+        # decided there. At last evenly, for what has little noise left is speckled else.
+        power = 1 if run.share > 0.8 else SPREAD[size]
+        times = ((torch.arange(count) + torch.rand(count)) / count) ** power * TIMESTEPS
         times = times.long().clamp(max=TIMESTEPS - 1)
         alpha = alphas[times].view(-1, 1, 1, 1)
         clean, noise = latents[size][chosen], pyramid_noise(count, size)
@@ -434,6 +432,7 @@ def config() -> dict:
 
 BF16 = True
 LATENT_NOISE = 0.2
+SPREAD = {32: 0.75, 64: 0.5}
 TEMPLATES = ["{}", "{}", "a {}"]
 # Up to this share of the time: (latent size, pictures) of a step. Each fits in a processor core's own cache.
 PHASES = [(0.1, [(32, 8)]), (1.0, [(32, 8), (64, 2)])]

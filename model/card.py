@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji
+from model.emoji import Emoji
 from model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
-PICTURES, SAMPLES, LARGE, LOSS = (
-    HERE / "docs" / name for name in ("pictures.png", "samples.png", "large.png", "loss.png")
-)
+PICTURES, SAMPLES, LARGE = (HERE / "docs" / f"{name}.png" for name in ("pictures", "samples", "large"))
 COLUMNS, CELL = 8, 64
 
 
@@ -47,34 +45,37 @@ def distances(picture: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor
     return torch.stack([(small(picture) - small(other)).square().mean() for other in others])
 
 
-def save_samples(model: Emoji, steps: int) -> float:
-    """A picture of each caption, drawn at the native size; the share of them nearest to its training picture."""
-    drawn = []
-    texts = list(CAPTIONS.values())
-    for start in range(0, len(texts), 8):
-        drawn += model.draw(texts[start : start + 8], (NATIVE_SIZE, NATIVE_SIZE), steps=steps)
-    save_sheet(SAMPLES, drawn, cell=96)
-    known = list(training_pictures().values())
-    return sum(distances(picture, known).argmin().item() == i for i, picture in enumerate(drawn)) / len(drawn)
+def nearest(picture: torch.Tensor) -> str:
+    """The caption of the training picture that is most like this one."""
+    known = training_pictures()
+    return list(known)[distances(picture, list(known.values())).argmin()]
 
 
-def save_large(model: Emoji, texts: list[str], steps: int) -> None:
-    save_sheet(LARGE, [model.draw([text], (LARGE_SIZE, LARGE_SIZE), steps=steps)[0] for text in texts], 2, 192)
+def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> int:
+    """A sheet of a picture of each caption; how many of them are nearest to their own training picture."""
+    drawn = {text: model.draw([text], (size, size), steps=steps)[0] for text in CAPTIONS.values()}
+    save_sheet(path, list(drawn.values()), cell=cell)
+    return sum(nearest(picture) == text for text, picture in drawn.items())
 
 
 def save_loss(work: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
-    for ax, (name, title) in zip(axes, TITLES.items(), strict=True):
-        lines = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
+    """A chart for each stage that has been trained here."""
+    for name, (path, title) in LOSSES.items():
+        log = work / f"{name}.jsonl"
+        if not log.exists():
+            continue
+        # Steps that were lost when a training was stopped are there twice.
+        lines = {line["step"]: line for line in map(json.loads, log.read_text().splitlines())}.values()
+        figure, ax = plt.subplots(figsize=(6, 3.5), constrained_layout=True)
         for key in dict.fromkeys(key for line in lines for key in line if key.startswith("loss")):
             ax.plot(*zip(*[(line["step"], line[key]) for line in lines if key in line], strict=True), label=key)
         ax.set(title=title, xlabel="step", yscale="log")
         ax.legend(frameon=False)
-    figure.savefig(LOSS, dpi=80)
-    plt.close(figure)
+        figure.savefig(path, dpi=80)
+        plt.close(figure)
 
 
-TITLES = {
-    "autoencoder": "Decoder: mean absolute difference",
-    "unet": "U-Net: squared error of the predicted noise",
+LOSSES = {
+    "autoencoder": (HERE / "docs" / "loss-decoder.png", "Decoder: mean absolute difference"),
+    "unet": (HERE / "docs" / "loss-unet.png", "U-Net: squared error of the predicted velocity"),
 }

@@ -1,7 +1,7 @@
 """The finished model: load it and draw with it, without a WebUI.
 
 from model.emoji import load
-pictures = load().draw(["red apple"], size=(128, 128), seed=1)
+pictures = load().draw(["red apple"], seed=1)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIXES = {  # in checkpoints of Stable Diffusion 1.x
     "autoencoder": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-NATIVE_SIZE, LARGE_SIZE = 128, 512
+NATIVE_SIZE, LARGE_SIZE = 256, 512
 
 
 @dataclass
@@ -65,10 +65,11 @@ class Emoji:
             progress(i / steps)
             both = self.unet(latents.repeat(2, 1, 1, 1), time.expand(2 * len(texts)).float(), context)
             without, prompted = both.chunk(2)
-            predicted = without + guidance * (prompted - without)
+            velocity = without + guidance * (prompted - without)
             alpha, next_alpha = alphas[time], alphas[following] if i < steps - 1 else torch.ones(())
-            clean = (latents - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-            latents = next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * predicted
+            clean = alpha.sqrt() * latents - (1 - alpha).sqrt() * velocity
+            noise = alpha.sqrt() * velocity + (1 - alpha).sqrt() * latents
+            latents = next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * noise
         return latents
 
     @torch.inference_mode()

@@ -46,15 +46,17 @@ TEXT = {
     "max_position_embeddings": PROMPT_TOKENS,
     "projection_dim": 96,
 }
+# One block a level where SD 1.x has two, and twice the channels at 1/8: large pictures are slow to train on, but their
+# coarse grids are not, and the layout is decided there.
 UNET = {
     "image_size": 32,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
     "model_channels": 64,
     "attention_resolutions": [4, 2, 1],
-    "num_res_blocks": 2,
-    "channel_mult": [1, 1, 1, 1],
-    "num_head_channels": 32,  # wide heads, for they cost less than many narrow ones
+    "num_res_blocks": 1,
+    "channel_mult": [1, 1, 1, 2],
+    "num_head_channels": 64,  # wide heads, for they cost less than many narrow ones
     "use_spatial_transformer": True,
     "transformer_depth": 1,
     "context_dim": TEXT["hidden_size"],

@@ -9,15 +9,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import shutil
+import subprocess
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-URL = "https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz"
+PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 SHA512 = "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
 
 # A small model learns few things well, so these are chosen: single things with a clear outline and colour, and families
@@ -71,14 +73,10 @@ OTHERS = [
 
 
 def read_package(path: Path | None = None) -> dict[str, Image.Image]:
-    """The pictures of the package by code point; downloaded where no file is given, checked in either case."""
-    if path is None:
-        with urllib.request.urlopen(URL, timeout=60) as answer:
-            data = answer.read()
-    else:
-        data = path.read_bytes()
+    """The pictures of the package by code point; fetched with npm where no file is given, checked in either case."""
+    data = fetch_package() if path is None else path.read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != SHA512:
-        raise ValueError(f"{path or URL} is not the package that this script was written for")
+        raise ValueError(f"{path or PACKAGE} is not the package that this script was written for")
     pictures = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as package:
         for member in package:
@@ -86,6 +84,17 @@ def read_package(path: Path | None = None) -> dict[str, Image.Image]:
                 file = package.extractfile(member)
                 pictures[Path(member.name).stem] = Image.open(io.BytesIO(file.read()))
     return pictures
+
+
+def fetch_package() -> bytes:
+    """The package's .tgz, from wherever npm is set up to get packages."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SystemExit(f"npm is needed to fetch {PACKAGE}. Or get its .tgz in another way and give it as --package.")
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (file,) = Path(folder).glob("*.tgz")
+        return file.read_bytes()
 
 
 def on_white(picture: Image.Image, size: int) -> torch.Tensor:

@@ -113,6 +113,8 @@ def is_computed_by_hooks(attn: nn.Module) -> bool:
     One takes the keys or values that the projections make, the other one puts something in place of the output: each
     alone looks on, or changes what the attention itself has made.
     """
+    if not attn._forward_hooks:  # asked in every call, and mostly so
+        return False
     takers = {_module_of(hook) for layer in (attn.to_k, attn.to_v) for hook in layer._forward_hooks.values()}
     return any(_module_of(hook) in takers for hook in attn._forward_hooks.values())
 

@@ -391,8 +391,8 @@ def make_card(options: argparse.Namespace) -> None:
     card.save_sheet(card.PICTURES, [picture.round().byte().permute(1, 2, 0).contiguous() for picture in shown])
     card.save_loss(WORK)
     model = load()
-    for path, size, cell in ((card.SAMPLES, NATIVE_SIZE, 128), (card.LARGE, LARGE_SIZE, 160)):
-        right = card.save_samples(model, path, size, cell, steps=20)
+    for path, size, cell, steps in ((card.SAMPLES, NATIVE_SIZE, 128, 20), (card.LARGE, LARGE_SIZE, 160, 10)):
+        right = card.save_samples(model, path, size, cell, steps)
         print(f"{size} x {size}: {right} of {len(CAPTIONS)} are nearest to their own training picture")
 
 

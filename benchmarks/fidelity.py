@@ -41,7 +41,12 @@ GUIDANCE = 2.0
 SHOWN_PROMPTS = PROMPTS[::4]
 SHOWN_METHODS = ("dense", "ToDo 2", "ToDo 4", "ToMe 0.5", "ToMe 0.75")
 SHOWN_SIZE = 256  # pixels of a picture in the sheet
-MARKERS = (("o", (-8, 8)), ("s", (0, -16)), ("D", (18, -4)), ("^", (0, 9)))  # of the curves, and where their labels are
+MARKERS = (
+    ("o", (-8, 8)),
+    ("s", (0, -16)),
+    ("D", (40, -14)),
+    ("^", (0, 9)),
+)  # of the curves, and where their labels are
 MEASURES = ("error", "psnr", "ssim", "detail")  # the relative error of the final latent, and see compare
 
 
@@ -250,9 +255,11 @@ def chart(results: dict, path: Path) -> None:
         for (label, methods), (marker, offset) in zip(curves().items(), MARKERS, strict=True):
             points = [(found[method.name]["speed"][0], 100 * found[method.name]["error"][0]) for method in methods]
             (line,) = ax.plot(*zip(*points, strict=True), marker=marker, label=label)
-            for method, point in zip(methods, points, strict=True):
+            for i, (method, point) in enumerate(zip(methods, points, strict=True)):
                 strength = method.name.split(maxsplit=1)[1]
-                place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "fontsize": 9}
+                apart = i == 1 and len(methods) == 2  # the two of a pair may lie close together
+                beside = (offset[0], -offset[1] - 6 if apart else offset[1])
+                place = {"xytext": beside, "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 ax.annotate(strength, point, color=line.get_color(), **place)
         ax.set(title=f"{key}; medians of {len(cell['prompts'])} prompts", ylim=(0, None))
         ax.set(

@@ -176,6 +176,7 @@ TABLES = {
     "hooks": hooks,
     "reference": reference,
     "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
+    "verdict": lambda: " ".join(map(fidelity.verdict, load("fidelity")["results"].values())),
     "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
 }
 

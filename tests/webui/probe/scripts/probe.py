@@ -7,6 +7,7 @@ otherwise.
 Every route waits for the host's queue, so that it runs between generations and never beside one.
 """
 
+import ctypes
 import functools
 import gc
 import importlib
@@ -507,6 +508,8 @@ def add_routes(demo, app):
     def memory():
         """Megabytes: of this process, and of the tensors that are alive. And the number of ToDo's own objects."""
         gc.collect()
+        if hasattr(allocator := ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim"):
+            allocator.malloc_trim(0)  # what is free, but kept for later, is not in use
         objects = gc.get_objects()
         tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
         ours = sum(str(type(o).__module__).startswith("todo_lib") for o in objects)

@@ -77,6 +77,15 @@ class Client:
         body = {**REQUEST, **request, "alwayson_scripts": scripts, "override_settings": settings}
         return Result(self.post(f"/sdapi/v1/{kind}", body))
 
+    def plot(self, *axes):
+        """What asks for an X/Y/Z plot with these (axis label, values) pairs, values as text."""
+        places = [label for label in self.get("/probe/xyz_axes") if label is not None]
+        args = []
+        for label, values in (*axes, *[("Nothing", "")] * (3 - len(axes))):
+            args += [places.index(label), values, []]
+        args += [True, False, False, False, False, False, False, 0, True]
+        return {"script_name": "x/y/z plot", "script_args": args}
+
     # ---- options
 
     def option(self, name):

@@ -202,11 +202,11 @@ def check(server, cell, neighbour, model, **more):
     cell.outcome = "left" if left else "ok"
 
 
-def check_without_unet(client, cell, model):
+def check_without_unet(client, cell, model, **request):
     """Run a cell of a model that has no U-Net: nothing is done, and the words say so. Raises Red."""
-    without = client.txt2img(None, model).images
+    without = client.txt2img(None, model, **request).images
     with client.recording() as record:
-        with_todo = client.txt2img(TODO, model).images
+        with_todo = client.txt2img(TODO, model, **request).images
     (cell.words,) = [line for line in record.generations[0]["comments"].splitlines() if line.startswith("ToDo: ")]
     if not same(without, with_todo, 0) or "this model has no U-Net self-attention" not in cell.words:
         raise Red("something was done")

@@ -12,8 +12,11 @@
 
 
 With --forks those that Forge and its kin load instead. They know a model by the sizes in its weights and need no yaml.
-The sizes of text encoder and VAE are in their code, so here these are full-size (640 MB in all), with random weights.
+The sizes of text encoder and VAE are in their code, so here these are full-size, with random weights (640 MB for SD1);
+what would be larger still, they can load only after they have been given the sizes in forks.json.
   fork, forkb  SD1 (two seeds: base, and refiner / hires checkpoint), all levels of the U-Net with 320 channels
+  forkxl       SDXL with 320 channels on all levels, its OpenCLIP text encoder with few layers
+  forksd3      SD3, as tinysd3, with a T5
 
 The U-Nets keep the topology of the real ones (levels, attention places, blocks), only with few channels.
 Each other checkpoint is NAME.safetensors + NAME.yaml: the WebUI prefers a yaml lying beside the checkpoint.
@@ -44,6 +47,19 @@ SIZES = {
     name: {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4, "num_hidden_layers": 3}
     for name, width in [("clip_l", CLIP_WIDTH), ("clip_g", OPENCLIP_WIDTH)]
 } | {"vae": {"ch": 32, "num_res_blocks": 1}}
+# What Forge and its kin have to be given: layers of text encoders by their width, and, of SD3, what to change in the
+# configs of its parts, which lie in folders of these names.
+FEW_LAYERS = 3  # the forks take the one before the last and want another one before that
+T5 = {"d_model": 64, "d_ff": 128, "num_heads": 4, "d_kv": 16, "num_layers": 2, "vocab_size": 32128}
+FORK_SIZES = {
+    "layers": {1280: FEW_LAYERS},
+    "sd3": {
+        "text_encoder": {**SIZES["clip_l"], "projection_dim": CLIP_WIDTH},
+        "text_encoder_2": {**SIZES["clip_g"], "projection_dim": OPENCLIP_WIDTH},
+        "text_encoder_3": T5,
+        "vae": {"block_out_channels": [32, 64, 128, 128], "layers_per_block": 1},
+    },
+}
 
 
 def put(path: Path, write):
@@ -87,31 +103,16 @@ def write_encoders(folder: Path):
         ).to_json_string(),
     )
 
-    put_text(
-        folder / f"{OPENCLIP}.json",
-        json.dumps(
-            {
-                "embed_dim": OPENCLIP_WIDTH,
-                "text_cfg": {
-                    "context_length": 77,
-                    "vocab_size": len(vocab),
-                    "width": OPENCLIP_WIDTH,
-                    "heads": 4,
-                    "layers": 3,
-                },
-                "vision_cfg": {
-                    "image_size": 32,
-                    "patch_size": 32,
-                    "layers": 1,
-                    "width": 32,
-                    "head_width": 16,
-                },  # dropped on load
-            },
-            indent=1,
-        ),
-    )
+    write_openclip(folder / f"{OPENCLIP}.json", OPENCLIP_WIDTH, heads=4, layers=3)
     put(folder / "t5" / "tokenizer.json", write_t5_tokenizer)
     put_text(folder / "sd3.json", json.dumps(SIZES, indent=1))
+
+
+def write_openclip(path: Path, width: int, **sizes):
+    """An architecture file for open_clip."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": width, **sizes}
+    vision = {"image_size": 32, "patch_size": 32, "layers": 1, "width": 32, "head_width": 16}  # dropped on load
+    put_text(path, json.dumps({"embed_dim": width, "text_cfg": text, "vision_cfg": vision}, indent=1))
 
 
 def write_t5_tokenizer(path: Path):
@@ -131,10 +132,10 @@ def node(target, **params):
     return {"target": target, "params": params}
 
 
-def register_openclip(folder):
+def register_openclip(folder, name=OPENCLIP):
     """open_clip builds only architectures that it knows by name, so the yaml itself has to register ours: this
     node goes where a model builds something before its text encoder and never uses it for generation."""
-    return node("open_clip.add_model_config", path=str(folder / f"{OPENCLIP}.json"))
+    return node("open_clip.add_model_config", path=str(folder / f"{name}.json"))
 
 
 def vae(target, loss):
@@ -224,6 +225,26 @@ def fork(folder):
     return model
 
 
+def fork_xl(folder):
+    model, of_sd1 = sdxl(folder), fork(folder)["params"]
+    params, arch = model["params"], "few-layers-openclip"
+    write_openclip(folder / f"{arch}.json", 1280, heads=20, layers=FEW_LAYERS)
+    params["sampler_config"] = register_openclip(folder, arch)
+    clip, openclip, *_ = params["conditioner_config"]["params"]["emb_models"]
+    clip["params"]["version"] = of_sd1["cond_stage_config"]["params"]["version"]
+    openclip["params"]["arch"] = arch
+    params["network_config"]["params"].update(
+        model_channels=320,
+        channel_mult=[1, 1, 1],
+        transformer_depth=[1, 2, 10],  # the forks take no other for SDXL
+        num_head_channels=64,
+        context_dim=768 + 1280,
+        adm_in_channels=1280 + 6 * 256,
+    )
+    params["first_stage_config"]["params"]["ddconfig"] = of_sd1["first_stage_config"]["params"]["ddconfig"]
+    return model
+
+
 def sd1_inpainting(folder):
     return sd1(folder, in_channels=9, kind="LatentInpaintDiffusion", conditioning_key="hybrid", finetune_keys=None)
 
@@ -294,6 +315,12 @@ def sd3(folder):
     return node("modules.models.sd3.sd3_model.SD3Inferencer", shift=3, state_dict=None)  # the host puts the weights in
 
 
+def fork_sd3(folder):
+    model = sd3(folder)
+    model["params"]["t5"] = T5  # Forge wants one, even if it is not used
+    return model
+
+
 # How the weights are drawn.
 #   fill    std for the layers that an untrained U-Net leaves at zero (its output would be zero)
 #   gain    factor on the self-attentions' query and key weights
@@ -317,6 +344,8 @@ MODELS = {
 FORKS = {
     "fork.safetensors": (fork, 10, torch.float16),
     "forkb.safetensors": (fork, 11, torch.float16),
+    "forkxl.safetensors": (fork_xl, 13, torch.float16),
+    "forksd3.safetensors": (fork_sd3, 14, torch.float16),
 }
 
 
@@ -333,7 +362,7 @@ def text_encoder(config, offset):
     if "OpenCLIP" in config["target"]:
         import open_clip
 
-        name, model = "model.", open_clip.create_model(OPENCLIP)
+        name, model = "model.", open_clip.create_model(config["params"]["arch"])
         del model.visual
         position, norm = model.positional_embedding, model.ln_final
     else:
@@ -346,7 +375,7 @@ def text_encoder(config, offset):
     return name, model
 
 
-def sd3_parts():
+def sd3_parts(t5=None):
     """The parts of an SD3 checkpoint by their names in it: the host's own classes, without the rest of the host."""
     stub = sys.modules["modules.sd_hijack"] = types.ModuleType("modules.sd_hijack")
     stub.TextualInversionEmbeddings = lambda *size, textual_inversion_key, **kwargs: torch.nn.Embedding(*size, **kwargs)
@@ -373,6 +402,11 @@ def sd3_parts():
         text.embeddings.position_embedding.weight += DRAW["offset"]
         text.final_layer_norm.bias += DRAW["offset"]
         parts[f"text_encoders.{name}."] = encoder
+    if t5:
+        from transformers import T5Config, T5EncoderModel
+
+        config = T5Config(**t5, feed_forward_proj="gated-gelu")
+        parts["text_encoders.t5xxl.transformer."] = T5EncoderModel(config)
     parts["first_stage_model.encoder."] = sd3_impls.VAEEncoder(**SIZES["vae"])
     parts["first_stage_model.decoder."] = sd3_impls.VAEDecoder(**SIZES["vae"])
     return parts
@@ -408,7 +442,8 @@ def unet_parts(p):
 @torch.no_grad()
 def state_dict(model, seed, dtype):
     torch.manual_seed(seed)
-    parts = sd3_parts() if ".sd3." in model["target"] else unet_parts(model["params"])
+    params = model["params"]
+    parts = sd3_parts(params.get("t5")) if ".sd3." in model["target"] else unet_parts(params)
     tensors = {prefix + k: v for prefix, part in parts.items() for k, v in part.state_dict().items()}
     return {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
 
@@ -531,7 +566,9 @@ def main():
                 put(args.out / kind / f"{kind}-{name}", functools.partial(save_file, extra))
             if args.forks:
                 put(args.out / "control" / f"lllite-{name}", functools.partial(save_file, lllite_weights(net)))
-    if not args.forks:
+    if args.forks:
+        put_text(args.out / "forks.json", json.dumps(FORK_SIZES, indent=1))
+    else:
         put_text(args.out / "control" / "configs.json", json.dumps(dict(CONTROL_CONFIGS.values()), indent=1))
 
 

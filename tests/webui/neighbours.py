@@ -84,6 +84,11 @@ HOST = [
         {"prompt": "a cat|red", "script_name": "Prompt matrix", "script_args": [False, False, "positive", "comma", 0]},
     ),
     Neighbour(
+        "X/Y/Z plot",
+        "the host's own",
+        lambda run: run.client.plot(("CFG Scale", "3, 7"), ("Size", "256x128, 120x184")),
+    ),
+    Neighbour(
         "outpainting mk2",
         "the host's own",
         script("Outpainting mk2", None, 64, 8, ["left"], 1.0, 0.05),

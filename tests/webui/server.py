@@ -101,7 +101,7 @@ class WebUI:
         approx = self.data / "models" / "VAE-approx"
         approx.mkdir(parents=True)
         for name in ("model.pt", "vaeapprox-sdxl.pt"):
-            shutil.copyfile(self.root / "models" / "VAE-approx" / "model.pt", approx / name)
+            shutil.copyfile(A1111.root / "models" / "VAE-approx" / "model.pt", approx / name)  # not all forks bring one
 
     def start(self, timeout=300):
         if not self.data.exists():

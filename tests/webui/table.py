@@ -13,6 +13,9 @@ FAMILIES = {
     "tinyxl": "SDXL",
     "tinyinp": "SD 1.x inpainting",
     "tinysd3": "SD3",
+    "fork": "SD 1.x",
+    "forkxl": "SDXL",
+    "forksd3": "SD3",
 }
 MARKS = {"ok": "ok", "left": "left", "not run": "–", "red": "**RED**"}
 INTRODUCTION = """\
@@ -77,7 +80,7 @@ class Table:
         if not cells:
             return []
         hosts = list(dict.fromkeys(cell.host for cell in cells))
-        name = {"down": lambda cell: getattr(cell, down), "across": lambda cell: self.column(cell, across, hosts)}
+        name = {"down": lambda cell: getattr(cell, down), "across": lambda cell: self.column(cell, down, across, hosts)}
         rows, columns = ([*dict.fromkeys(map(name[side], cells))] for side in ("down", "across"))
         found = {(name["down"](cell), name["across"](cell)): cell for cell in cells}
         kinds = {name["down"](cell): cell.kind for cell in cells if cell.kind and down == "neighbour"}
@@ -104,9 +107,9 @@ class Table:
         return lines
 
     @staticmethod
-    def column(cell, across, hosts):
+    def column(cell, down, across, hosts):
         label = FAMILIES.get(cell.model, cell.model) if across == "model" else getattr(cell, across)
-        return f"{cell.host}, {label}" if len(hosts) > 1 and across != "host" else label
+        return f"{cell.host}, {label}" if len(hosts) > 1 and across != "host" and down != "host" else label
 
 
 def place_of(cell):

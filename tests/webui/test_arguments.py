@@ -142,13 +142,8 @@ def test_comments(client):
 
 def plot(client, axes, todo=None, **request):
     """An X/Y/Z plot with the given (axis label, values) pairs, values as text; returns its recorded pictures' keys."""
-    options = [name for name in client.get("/probe/xyz_axes") if name is not None]
-    args = []
-    for label, values in (*axes, *[("Nothing", "")] * (3 - len(axes))):
-        args += [options.index(label), values, []]
-    args += [True, False, False, False, False, False, False, 0, True]
     with client.recording() as record:
-        result = client.txt2img(todo, script_name="x/y/z plot", script_args=args, **request)
+        result = client.txt2img(todo, **client.plot(*axes), **request)
     return result, record
 
 

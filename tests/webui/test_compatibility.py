@@ -11,6 +11,7 @@ import pytest
 from client import RequestFailed
 from compatibility import check, check_without_unet
 from extensions import APART, EXTENSIONS
+from hosts import FULL_VAE
 from neighbours import NEIGHBOURS
 from sampler_steps import check_first_half
 
@@ -81,6 +82,22 @@ def test_neighbour(request, table, neighbour, model):
 
 
 # ---- Forge and its kin
+
+
+@pytest.mark.parametrize("model", ["fork", "forkxl"])
+def test_fork_model(fork, table, model):
+    cell = table.cell("models", fork.host.name, model)
+    with judging(cell):
+        check(fork, cell, fork_neighbours.NEIGHBOURS[0], model, **fork_neighbours.SMALL)
+
+
+def test_fork_model_without_unet(fork, table):
+    cell = table.cell("models", fork.host.name, "forksd3")
+    if why := fork_neighbours.NO_SD3.get(fork.host.name):
+        cell.outcome, cell.words = "not run", why
+        pytest.skip(why)
+    with judging(cell), fork.client.options(**FULL_VAE):
+        check_without_unet(fork.client, cell, "forksd3", **fork_neighbours.SMALL)
 
 
 @pytest.mark.parametrize("neighbour", fork_neighbours.NEIGHBOURS, ids=lambda neighbour: neighbour.name)

@@ -7,12 +7,14 @@ otherwise.
 Every route waits for the host's queue, so that it runs between generations and never beside one.
 """
 
+import ctypes
 import functools
 import gc
 import importlib
 import json
 import math
 import os
+import shutil
 import sys
 import threading
 import weakref
@@ -25,6 +27,7 @@ from fastapi import Body
 from fastapi.responses import JSONResponse
 from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, shared
 from modules.call_queue import queue_lock
+from modules.paths_internal import data_path
 
 
 class Probe:
@@ -384,6 +387,38 @@ def shrink_sd3(folder):
             setattr(module, name, tokenizer)
 
 
+# ---- what Forge and its kin have the sizes of in their code
+
+
+def shrink_text_encoders(layers):
+    """Give text encoders of these widths so many layers."""
+    from transformers import CLIPTextConfig
+
+    init = CLIPTextConfig.__init__
+
+    @functools.wraps(init)
+    def shrunk(self, *args, **sizes):
+        if (few := layers.get(str(sizes.get("hidden_size")))) is not None:
+            sizes["num_hidden_layers"] = few
+        init(self, *args, **sizes)
+
+    CLIPTextConfig.__init__ = shrunk
+
+
+def shrink_forge_sd3(changes, folder):
+    """Let Forge take SD3's parts from a copy, in this folder, of what it knows of them, with these changes."""
+    if not (found("backend.loader") and found("huggingface_guess.model_list", "SD3")):
+        return
+    from backend import loader
+    from huggingface_guess.model_list import SD3
+
+    shutil.copytree(Path(loader.dir_path) / "huggingface" / SD3.huggingface_repo, folder, dirs_exist_ok=True)
+    for part, sizes in changes.items():
+        config = folder / part / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **sizes}), encoding="utf-8")
+    SD3.huggingface_repo = str(folder)
+
+
 # ---- tiny ControlNets
 
 
@@ -473,6 +508,8 @@ def add_routes(demo, app):
     def memory():
         """Megabytes: of this process, and of the tensors that are alive. And the number of ToDo's own objects."""
         gc.collect()
+        if hasattr(allocator := ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim"):
+            allocator.malloc_trim(0)  # what is free, but kept for later, is not in use
         objects = gc.get_objects()
         tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
         ours = sum(str(type(o).__module__).startswith("todo_lib") for o in objects)
@@ -518,6 +555,10 @@ if os.environ.get("PROBE_EXIT_WITH_STDIN"):
 
 if shared.cmd_opts.ckpt_dir and (encoders := Path(shared.cmd_opts.ckpt_dir) / "tiny-encoders").exists():
     shrink_sd3(encoders)
+if shared.cmd_opts.ckpt_dir and (fork_sizes := Path(shared.cmd_opts.ckpt_dir) / "forks.json").exists():
+    sizes = json.loads(fork_sizes.read_text(encoding="utf-8"))
+    shrink_text_encoders(sizes["layers"])
+    shrink_forge_sd3(sizes["sd3"], Path(data_path) / "sd3")
 
 script_callbacks.on_app_started(add_routes)
 if hasattr(script_callbacks, "on_list_unets"):

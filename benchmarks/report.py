@@ -79,17 +79,23 @@ def factors(cell: dict, role: str) -> str:
     return "dense" if name == "dense" else name.split(maxsplit=1)[1].removesuffix(" to depth 1")
 
 
+def dense(cell: dict) -> str:
+    return f"{median(cell, 'dense'):.3g} s ({len(cell['methods']['dense']['seconds'])})"
+
+
 def overview() -> str:
     """A line a size, for both models: what most people want to know."""
     results = load("speed")["results"]
-    head = "| | U-Net call, dense | with ToDo (factor) | with ToMe 0.75 | if self-attention took no time |"
+    head = (
+        "| | U-Net call, dense (calls of each) | with ToDo (factor) | with ToMe 0.75 | if self-attention took no time |"
+    )
     lines = [head, "|---|---|---|---|---|"]
     for model in LAYOUTS:
         for key, cell in cells(results, model).items():
             size = key.partition(",")[0]
             ours = f"**{ratio(cell, 'paper'):.2f} times** as fast ({factors(cell, 'paper')})"
             others = " | ".join(f"{ratio(cell, role):.2f} times" for role in ("ToMe 0.75", "floor"))
-            lines.append(f"| {model}, {size} | {median(cell, 'dense'):.3g} s | {ours} | {others} |")
+            lines.append(f"| {model}, {size} | {dense(cell)} | {ours} | {others} |")
     return "\n".join([*lines, "", machine("speed")])
 
 
@@ -115,7 +121,7 @@ def heading(role: str) -> str:
 def speed() -> str:
     def text(cell: dict, role: str) -> str:
         if role == "dense":
-            return f"{median(cell, role):.3g} s (of {len(cell['methods']['dense']['seconds'])})"
+            return dense(cell)
         share = "" if role == "floor" else f", {100 * saved(cell, role):.0f} %"
         ours = f"{factors(cell, role)}: " if role in ("paper", "1.5 x paper", "auto") else ""
         return f"{ours}{ratio(cell, role):.2f}{share}"
@@ -125,8 +131,8 @@ def speed() -> str:
 
 def memory() -> str:
     def text(cell: dict, role: str) -> str:
-        found = cell["methods"][cell["roles"][role]]["memory"]
-        return f"{found / 1e9:.2f} GB" if found else "unknown"
+        found = cell["methods"][cell["roles"][role]].get("memory")
+        return f"{found / 1e9:.2f} GB" if found else "–"
 
     return per_role("", text)
 
@@ -140,15 +146,21 @@ def difference() -> str:
 
 
 def hooks() -> str:
-    lines = ["| U-Net | dense | inline | hooks | hooks add | hooks installed |", "|---|---|---|---|---|---|"]
-    for key, found in load("overhead")["results"].items():
-        times = {name: statistics.median(found[name]) for name in ("dense", "inline", "hooks")}
-        added = overhead.added(found)
-        share = 100 * added / times["inline"]
-        texts = [f"{1000 * seconds:.4g} ms" for seconds in times.values()]
-        texts.append(f"{1000 * added:.2f} ms, {share:.2f} %")
+    results = load("overhead")["results"]
+    lines = [
+        "| U-Net | dense | inline | hooks | hooks add (middle half) | hooks installed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, found in results.items():
+        texts = [f"{1000 * statistics.median(found[way]):.4g} ms" for way in ("dense", "inline", "hooks")]
+        low, middle, high = (f"{1000 * seconds:.2f}" for seconds in statistics.quantiles(overhead.added(found)))
+        texts.append(f"{middle} ms ({low} to {high})")
         texts.append(", ".join(f"{count} {when}" for when, count in found["installed"].items()))
         lines.append(f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} |")
+    narrow, wide = results.values()
+    seconds = statistics.median(overhead.added(narrow))
+    share = seconds / statistics.median(wide["inline"])
+    lines += ["", f"The {1000 * seconds:.2f} ms of the narrow one are {100 * share:.2f} % of a call of the other one."]
     return "\n".join([machine("overhead"), "", *lines])
 
 

@@ -48,7 +48,7 @@ def test_speed(known):
     lines = report.speed().splitlines()
     assert lines[0] == "CPU, 2 threads, OS, Python 3, PyTorch 2, tomesd 0; 2026-01-02."
     assert lines[2] == "| SD 1.5 | dense | ToDo, paper | ToDo, 1.5 x | ToDo, auto | ToMe 0.5 | ToMe 0.75 | floor |"
-    row = "| 10 s (of 3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
+    row = "| 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
     assert lines[4:6] == [f"| 512 px, fp32 {row}", f"| 1024 px, fp32 {row}"]
     assert lines[7].startswith("| SDXL | dense |")
 
@@ -56,7 +56,21 @@ def test_speed(known):
 def test_memory_difference_and_overview(known):
     assert "| 512 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | 0.80 GB | 0.80 GB | 0.20 GB |" in report.memory()
     assert "| 512 px, fp32 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | 0.8 % | 0.8 % | 0.2 % |" in report.difference()
-    assert "| SDXL, 1024 px | 10 s | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
+    assert "| SDXL, 1024 px | 10 s (3) | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
+
+
+def test_hooks(known, monkeypatch):
+    installed = {"before": 0, "while on": 64, "afterwards": 0}
+    narrow = {"dense": [0.1] * 3, "inline": [0.1] * 3, "hooks": [0.101, 0.102, 0.103], "installed": installed}
+    wide = {"dense": [12.0] * 3, "inline": [10.0] * 3, "hooks": [10.0, 9.0, 11.0], "installed": installed}
+    kept = {**report.load("overhead"), "results": {"narrow": narrow, "wide": wide}}
+    monkeypatch.setattr(report, "load", lambda name: kept)
+    lines = report.hooks().splitlines()
+    row = (
+        "| narrow, 3 rounds | 100 ms | 100 ms | 102 ms | 2.00 ms (1.00 to 3.00) | 0 before, 64 while on, 0 afterwards |"
+    )
+    assert row in lines
+    assert lines[-1] == "The 2.00 ms of the narrow one are 0.02 % of a call of the other one."
 
 
 def test_a_table_is_put_in_its_place(known):

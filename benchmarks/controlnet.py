@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=SD15.channels, help="width of the U-Net")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    layout = dataclasses.replace(SD15, channels=options.channels)
+    # Few wide heads cost less than many narrow ones.
+    layout = dataclasses.replace(SD15, channels=options.channels, heads=min(SD15.heads, options.channels // 32))
     unet = make_unet(layout)
     control = ControlNet(unet)
     inputs = make_inputs(layout, options.size, options.size)

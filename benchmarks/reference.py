@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.rounds < 1:
         parser.error(f"argument --rounds: {options.rounds} is not allowed: it must be 1 or more")
     store = Store(options.results)
-    store.results["commit"] = commit(options.folder)
+    if store.results.get("commit") != (found := commit(options.folder)):
+        store.results = {"commit": found}
     measure(SD15, CASES, options.rounds, load(options.folder), store)
 
 
@@ -61,6 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(layout: Layout, cases: list[tuple], rounds: int, reference: types.ModuleType, store: Store) -> None:
     unet = make_unet(layout)
     for width, height, first, second in tqdm(cases, desc="reference"):
+        key = f"{width}x{height} px, factors {first} and {second}"
+        if key in store.results and len(store.results[key]["seconds"]["ToDo"]) >= rounds:
+            continue
         inputs = make_inputs(layout, width, height)
         settings = Settings(enabled=True, factor=first, max_depth=2 if second > 1 else 1, deeper_factor=second)
         ways = {"dense": DENSE, "reference": authors(reference, first, second), "ToDo": todo(settings)}
@@ -75,7 +79,7 @@ def measure(layout: Layout, cases: list[tuple], rounds: int, reference: types.Mo
         for _ in range(rounds):
             for name, way in ways.items():
                 case["seconds"][name].append(round(seconds(unet, inputs, way), 4))
-        store.results[f"{width}x{height} px, factors {first} and {second}"] = case
+        store.results[key] = case
         store.save()
 
 

@@ -69,7 +69,7 @@ def cells(results: dict, model: str) -> dict[str, dict]:
 
 
 def saved(cell: dict, role: str) -> float:
-    """The share of the time that self-attention over many keys takes which this method saves: the floor saves all."""
+    """How much a method saves of the time that could be saved at all, which the floor saves: 0 to 1."""
     dense, floor = median(cell, "dense"), median(cell, "floor")
     return (dense - median(cell, role)) / (dense - floor)
 
@@ -79,7 +79,8 @@ def factors(cell: dict, role: str) -> str:
     return "dense" if name == "dense" else name.split(maxsplit=1)[1].removesuffix(" to depth 1")
 
 
-def dense(cell: dict) -> str:
+def dense_seconds(cell: dict) -> str:
+    """And of how many calls they are the median."""
     return f"{median(cell, 'dense'):.3g} s ({len(cell['methods']['dense']['seconds'])})"
 
 
@@ -95,11 +96,11 @@ def overview() -> str:
             size = key.partition(",")[0]
             ours = f"**{ratio(cell, 'paper'):.2f} times** as fast ({factors(cell, 'paper')})"
             others = " | ".join(f"{ratio(cell, role):.2f} times" for role in ("ToMe 0.75", "floor"))
-            lines.append(f"| {model}, {size} | {dense(cell)} | {ours} | {others} |")
+            lines.append(f"| {model}, {size} | {dense_seconds(cell)} | {ours} | {others} |")
     return "\n".join([*lines, "", machine("speed")])
 
 
-def per_role(title: str, cell_text) -> str:
+def per_role(cell_text) -> str:
     """A table for each model: sizes down, roles across."""
     results, parts = load("speed")["results"], []
     for model in LAYOUTS:
@@ -110,7 +111,7 @@ def per_role(title: str, cell_text) -> str:
             texts = [cell_text(cell, role) for role in ("dense", *roles)]
             lines.append(f"| {key} | {' | '.join(texts)} |")
         parts.append("\n".join(lines))
-    return "\n\n".join([title, *parts]) if title else "\n\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def heading(role: str) -> str:
@@ -121,12 +122,12 @@ def heading(role: str) -> str:
 def speed() -> str:
     def text(cell: dict, role: str) -> str:
         if role == "dense":
-            return dense(cell)
+            return dense_seconds(cell)
         share = "" if role == "floor" else f", {100 * saved(cell, role):.0f} %"
         ours = f"{factors(cell, role)}: " if role in ("paper", "1.5 x paper", "auto") else ""
         return f"{ours}{ratio(cell, role):.2f}{share}"
 
-    return per_role(machine("speed"), text)
+    return f"{machine('speed')}\n\n{per_role(text)}"
 
 
 def memory() -> str:
@@ -134,7 +135,7 @@ def memory() -> str:
         found = cell["methods"][cell["roles"][role]].get("memory")
         return f"{found / 1e9:.2f} GB" if found else "–"
 
-    return per_role("", text)
+    return per_role(text)
 
 
 def difference() -> str:
@@ -142,7 +143,7 @@ def difference() -> str:
         found = cell["methods"][cell["roles"][role]].get("difference")
         return "–" if found is None else f"{100 * found:.1f} %"
 
-    return per_role("", text)
+    return per_role(text)
 
 
 def hooks() -> str:

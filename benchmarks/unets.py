@@ -33,11 +33,6 @@ class Layout:
     linear: bool = False
     size_embedding: int = 0
 
-    @property
-    def size_step(self) -> int:
-        """Sizes in pixels must be multiples of this."""
-        return LATENT_SCALE << (len(self.multipliers) - 1)
-
 
 SD15 = Layout("SD 1.5", 320, (1, 2, 4, 4), (1, 1, 1, 0), 768, heads=8)
 SDXL = Layout("SDXL", 320, (1, 2, 4), (0, 2, 10), 2048, head=64, linear=True, size_embedding=2816)

@@ -153,11 +153,26 @@ def test_overhead(tmp_path):
     assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == [1, 2, 7]
 
 
-def test_the_reference_computes_the_same():
+@pytest.fixture
+def theirs():
     folder = Path(os.environ.get("TODO_REFERENCE_DIR") or Path.home() / "ImprovedTokenMerge")
     if not (folder / "merge.py").exists():
         pytest.skip("no ImprovedTokenMerge")
-    theirs = reference.load(folder)
+    return reference.load(folder)
+
+
+def test_the_reference_goes_on_where_it_was(theirs, tmp_path):
+    path = tmp_path / "reference.json"
+    cases = [(64, 64, 2, 1), (128, 64, 2, 1)]
+    reference.measure(TINY, cases[:1], 1, theirs, Store(path))
+    first = json.loads(path.read_text())["results"]
+    reference.measure(TINY, cases, 1, theirs, Store(path))
+    both = json.loads(path.read_text())["results"]
+    assert list(both) == ["64x64 px, factors 2 and 1", "128x64 px, factors 2 and 1"]
+    assert first.items() <= both.items()
+
+
+def test_the_reference_computes_the_same(theirs):
     unet = make_unet(SD15)  # it knows depths by the widths 320 and 640
     before = state(unet)
     for (first, second), keys in {(2, 1): [(384, 96)], (3, 2): [(384, 40), (96, 24)]}.items():

@@ -95,18 +95,41 @@ def running_among(others, checkpoints, data, table):
     server.stop()
 
 
-@pytest.fixture(scope="session", params=FORKS, ids=lambda host: host.name)
-def fork(request, fork_checkpoints, tmp_path_factory, table):
-    """Each fork in turn, running, and with `host` and `client`."""
-    if not request.param.is_there():
-        pytest.skip(f"no {request.param.name}")
-    arguments = [f"--{kind}-dir={fork_checkpoints / folder}" for kind, folder in DIRS.items()]
-    server = WebUI(request.param, tmp_path_factory.mktemp("fork") / "data", fork_checkpoints, arguments=arguments)
-    table.add_version(request.param.name, server.root)
+@contextlib.contextmanager
+def running_fork(host, optimization, checkpoints, data, table):
+    """A running fork that computes attention this way, with `host`, `optimization` and `client`."""
+    if not host.is_there():
+        pytest.skip(f"no {host.name}")
+    arguments = [f"--{kind}-dir={checkpoints / folder}" for kind, folder in DIRS.items()]
+    arguments.append(f"--attention-{optimization}")
+    server = WebUI(host, data, checkpoints, arguments=arguments)
+    table.add_version(host.name, server.root)
     server.start()
-    server.client = Client(server.url)
+    server.optimization, server.client = optimization, Client(server.url)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session", params=FORKS, ids=lambda host: host.name)
+def fork(request, fork_checkpoints, tmp_path_factory, table):
+    """Each fork in turn."""
+    data = tmp_path_factory.mktemp("fork") / "data"
+    with running_fork(request.param, "pytorch", fork_checkpoints, data, table) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["split", "quad"])
+def optimization(request):
+    """The forks' other ways to compute attention, as far as they run on a CPU."""
+    return request.param
+
+
+@pytest.fixture(scope="module", params=FORKS, ids=lambda host: host.name)
+def otherwise(request, optimization, fork_checkpoints, tmp_path_factory, table):
+    """Each fork in turn with each of these."""
+    data = tmp_path_factory.mktemp("otherwise") / "data"
+    with running_fork(request.param, optimization, fork_checkpoints, data, table) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

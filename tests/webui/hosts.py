@@ -72,7 +72,6 @@ FORK_ARGUMENTS = (
     "--skip-python-version-check",
     "--always-cpu",
     "--all-in-fp32",
-    "--attention-pytorch",
     "--disable-console-progressbars",
 )
 FORK_SETTINGS = {

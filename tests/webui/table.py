@@ -68,6 +68,7 @@ class Table:
         parts = [INTRODUCTION]
         parts += self.part("Hosts and models", "models", "host", "model")
         parts += self.part("Attention optimisations", "optimizations", "optimization", "neighbour")
+        parts += self.part("Attention optimisations of the forks", "fork optimizations", "neighbour", "optimization")
         parts += self.part("Samplers", "samplers", "sampler", "host")
         parts += self.part("Neighbours in the WebUI", "neighbours", "neighbour", "model")
         parts += self.part("Neighbours in the forks", "forks", "neighbour", "host")

@@ -83,12 +83,30 @@ def test_neighbour(request, table, neighbour, model):
 
 # ---- Forge and its kin
 
+FORK_OPTIMIZATIONS = {"split": "split", "quad": "sub quadratic"}  # as argument: as what the fork says that it uses
+
+
+def check_fork(fork, cell, neighbour):
+    with judging(cell):
+        check(fork, cell, neighbour, cell.model, **fork_neighbours.SMALL)
+    if cell.outcome == "not run":
+        pytest.skip(cell.words)
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_fork_optimization(otherwise, table, name):
+    """Before those with the usual one, so that no two forks run at a time."""
+    (neighbour,) = [n for n in fork_neighbours.NEIGHBOURS if n.name == name]
+    place = {"optimization": otherwise.optimization, "neighbour": name, "kind": neighbour.kind}
+    cell = table.cell("fork optimizations", otherwise.host.name, "fork", **place)
+    with judging(cell):
+        assert f"Using {FORK_OPTIMIZATIONS[otherwise.optimization]} optimization" in otherwise.log_since(0)
+    check_fork(otherwise, cell, neighbour)
+
 
 @pytest.mark.parametrize("model", ["fork", "forkxl"])
 def test_fork_model(fork, table, model):
-    cell = table.cell("models", fork.host.name, model)
-    with judging(cell):
-        check(fork, cell, fork_neighbours.NEIGHBOURS[0], model, **fork_neighbours.SMALL)
+    check_fork(fork, table.cell("models", fork.host.name, model), fork_neighbours.NEIGHBOURS[0])
 
 
 def test_fork_model_without_unet(fork, table):
@@ -102,11 +120,8 @@ def test_fork_model_without_unet(fork, table):
 
 @pytest.mark.parametrize("neighbour", fork_neighbours.NEIGHBOURS, ids=lambda neighbour: neighbour.name)
 def test_fork(fork, table, neighbour):
-    cell = table.cell("forks", fork.host.name, "fork", neighbour=neighbour.name, kind=neighbour.kind)
-    with judging(cell):
-        check(fork, cell, neighbour, "fork", **fork_neighbours.SMALL)
-    if cell.outcome == "not run":
-        pytest.skip(cell.words)
+    place = {"neighbour": neighbour.name, "kind": neighbour.kind}
+    check_fork(fork, table.cell("forks", fork.host.name, "fork", **place), neighbour)
 
 
 def test_fork_samplers(fork, table, subtests):

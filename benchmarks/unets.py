@@ -70,9 +70,13 @@ def make_unet(
             unet.label_emb = nn.Sequential(nn.Linear(layout.size_embedding, width), nn.SiLU(), nn.Linear(width, width))
     unet.to_empty(device=device).to(dtype).eval().requires_grad_(False)
     _draw(unet, seed)
+    unet.dtype = dtype
+    unet.time_embed.__class__ = TimeEmbedding
     for name, module in unet.named_modules():
         if name.endswith((".attn1", ".attn2")):
             module.__class__ = FastAttention
+        elif isinstance(module, nn.GroupNorm):
+            module.__class__ = nn.GroupNorm  # ldm's own computes in fp32, which weights of less refuse
     return unet
 
 
@@ -110,6 +114,13 @@ def _draw(unet: nn.Module, seed: int) -> None:
             weight.normal_(std=scale * (3 * weight[0].numel()) ** -0.5, generator=generator)
         else:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+class TimeEmbedding(nn.Sequential):
+    """The embedding of the timestep, of whose waves ldm makes fp32 whatever the weights are."""
+
+    def forward(self, waves: torch.Tensor) -> torch.Tensor:
+        return super().forward(waves.to(self[0].weight.dtype))
 
 
 class FastAttention(CrossAttention):

@@ -1,26 +1,32 @@
-"""What it saves to downsample a ControlNet as well: one U-Net call of SD 1.5's shape, with one ControlNet, three ways.
+"""What it saves to downsample a ControlNet too: one call of it and of the U-Net of SD 1.5, three ways.
 
-    python -m benchmarks.controlnet [--size 1024] [--factor 2] [--repeats 3]
+    python -m benchmarks.controlnet [--sizes 1024 1536] [--rounds 3]
 
-Random weights, batch 1, single precision on the CPU. The three take turns, and medians are compared.
+Random weights, batch 1, single precision. The three take turns, medians are compared, and a run that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-import dataclasses
-import os
-import platform
-import statistics
-import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from ldm.modules.diffusionmodules.openaimodel import timestep_embedding
 from torch import nn
+from tqdm import tqdm
 
-from benchmarks.unets import SD15, make_inputs, make_unet
+from benchmarks.arguments import check_count, check_size
+from benchmarks.methods import counted
+from benchmarks.speed import clock, settings_of
+from benchmarks.store import RESULTS, Store
+from benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Patch, Settings
+
+FILE = RESULTS / "controlnet.json"
 
 
 class ControlNet(nn.Module):
@@ -39,39 +45,60 @@ class ControlNet(nn.Module):
         return x
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=1024, help="pixels, a multiple of 64")
-    parser.add_argument("--factor", type=float, default=2)
-    parser.add_argument("--channels", type=int, default=SD15.channels, help="width of the U-Net")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    # Few wide heads cost less than many narrow ones.
-    layout = dataclasses.replace(SD15, channels=options.channels, heads=min(SD15.heads, options.channels // 32))
+    parser.add_argument("--sizes", nargs="+", type=int, default=(1024, 1536), help="pixels a side, multiples of 64")
+    parser.add_argument("--rounds", type=int, default=3, help="calls each way")
+    parser.add_argument("--results", type=Path, default=FILE)
+    options = parser.parse_args(arguments)
+    for size in options.sizes:
+        check_size(parser, "--sizes", size)
+    check_count(parser, "--rounds", options.rounds)
+    measure(SD15, options.sizes, options.rounds, Store(options.results))
+
+
+@torch.inference_mode()
+def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None:
+    """Add to the store until there are so many rounds at each size."""
     unet = make_unet(layout)
     control = ControlNet(unet)
-    inputs = make_inputs(layout, options.size, options.size)
-    settings = Settings(enabled=True, factor=options.factor)
+    for size in sizes:
+        inputs, settings = make_inputs(layout, size, size), settings_of(layout, size)["paper"]
+        found = store.results.setdefault(f"{layout.name}, {size} px", {"factor": settings.factor, "ways": {}})
+        ways = {"dense": contextlib.nullcontext, "U-Net": alone(unet, settings), "both": told(unet, settings)}
+        for i in tqdm(range(rounds), desc=f"{layout.name}, {size} px"):
+            for name, way in ways.items():
+                entry = found["ways"].setdefault(name, {"seconds": []})
+                if len(entry["seconds"]) > i:
+                    continue
+                with way(), counted(unet) as in_unet, counted(control) as in_control:
+                    start = clock()
+                    control(*inputs)
+                    unet(*inputs)
+                    entry["seconds"].append(round(clock() - start, 4))
+                entry["keys at depth 1"] = {"U-Net": keys_of(in_unet), "ControlNet": keys_of(in_control)}
+                store.save()
 
-    def call(patched: bool, told: bool) -> float:
-        with Patch(unet, settings if patched else Settings(factor=1), lambda: 0.0) as patch, torch.no_grad():
-            if told:
-                patch.before_unet(unet)
-            begin = time.perf_counter()
-            control(*inputs)
-            unet(*inputs)
-            return time.perf_counter() - begin
 
-    ways = {"dense": (False, False), "U-Net downsampled": (True, False), "U-Net and ControlNet": (True, True)}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(options.repeats):
-        for name, way in ways.items():
-            times[name].append(call(*way))
-            print(f"{i + 1} of {options.repeats}, {name}: {times[name][-1]:.2f} s", flush=True)
-    print(f"\n{platform.machine()}, {os.cpu_count()} CPUs, PyTorch {torch.__version__}, {options.size} px")
-    dense = statistics.median(times["dense"])
-    for name, seconds in times.items():
-        print(f"{name:22} {statistics.median(seconds):7.2f} s  {dense / statistics.median(seconds):5.2f} x")
+def alone(unet: nn.Module, settings: Settings):
+    """A way that downsamples the U-Net only: without the host's word, nothing else is looked for."""
+    return lambda: Patch(unet, settings, lambda: 0.0)
+
+
+def told(unet: nn.Module, settings: Settings):
+    """A way that downsamples what runs before the U-Net too, as in the WebUI."""
+
+    @contextlib.contextmanager
+    def way() -> Iterator[None]:
+        with Patch(unet, settings, lambda: 0.0) as patch:
+            patch.before_unet(unet)
+            yield
+
+    return way
+
+
+def keys_of(seen: dict[int, set[tuple[int, int]]]) -> list[int]:
+    return sorted({keys for _, keys in seen[1]})
 
 
 if __name__ == "__main__":

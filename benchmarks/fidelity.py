@@ -28,6 +28,7 @@ from skimage.filters import laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
+from benchmarks.arguments import check_count, check_size
 from benchmarks.methods import DENSE, Method, counted, todo, tome
 from benchmarks.speed import clock
 from benchmarks.store import RESULTS, Store
@@ -87,10 +88,8 @@ def parse(description: str, arguments: list[str] | None) -> argparse.Namespace:
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts that the model knows")
     add("--results", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args(arguments)
-    if options.size < 64 or options.size % 64:
-        parser.error(f"argument --size: {options.size} is not allowed: it must be a multiple of 64 from 64 on")
-    if options.steps < 1:
-        parser.error(f"argument --steps: {options.steps} is not allowed: it must be 1 or more")
+    check_size(parser, "--size", options.size)
+    check_count(parser, "--steps", options.steps)
     if not 1 <= options.prompts <= len(PROMPTS):
         parser.error(f"argument --prompts: {options.prompts} is not allowed: it must be from 1 to {len(PROMPTS)}")
     return options

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.arguments import check_count
 from benchmarks.methods import DENSE, Method, inline, todo
 from benchmarks.speed import clock
 from benchmarks.store import RESULTS, Store
@@ -32,11 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--narrow-rounds", type=int, default=300, help="calls each way of the narrow one at 128 px")
     parser.add_argument("--results", type=Path, default=FILE)
     options = parser.parse_args(arguments)
-    for name in ("rounds", "narrow_rounds"):
-        if getattr(options, name) < 1:
-            parser.error(
-                f"argument --{name.replace('_', '-')}: {getattr(options, name)} is not allowed: it must be 1 or more"
-            )
+    check_count(parser, "--rounds", options.rounds)
+    check_count(parser, "--narrow-rounds", options.narrow_rounds)
     store = Store(options.results)
     measure(NARROW, 128, options.narrow_rounds, store)
     measure(SD15, 512, options.rounds, store)

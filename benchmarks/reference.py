@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.arguments import check_count
 from benchmarks.methods import DENSE, Method, computed_by, todo
 from benchmarks.overhead import seconds
 from benchmarks.store import RESULTS, Store
@@ -50,8 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not (options.folder / "merge.py").exists():
         parser.error(f"argument folder: {options.folder} is not allowed: it must be a clone of ImprovedTokenMerge")
-    if options.rounds < 1:
-        parser.error(f"argument --rounds: {options.rounds} is not allowed: it must be 1 or more")
+    check_count(parser, "--rounds", options.rounds)
     store = Store(options.results)
     if store.results.get("commit") != (found := commit(options.folder)):
         store.results = {"commit": found}

@@ -8,6 +8,7 @@ The documents have places for tables: what stands between <!-- benchmarks: NAME 
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 CHART = RESULTS / "speed.png"
+PRECISION = "fp32"  # of the chart
 LINES = {  # role -> its line in the chart
     "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "", "label": "floor: one key in each self-attention"},
     "1.5 x paper": {"color": "#7fb8e6", "marker": "s", "label": "ToDo, 1.5 times the paper's factors"},
@@ -79,6 +81,12 @@ def factors(cell: dict, role: str) -> str:
     return "dense" if name == "dense" else name.split(maxsplit=1)[1].removesuffix(" to depth 1")
 
 
+def times(cell: dict, role: str, unit: str = "") -> str:
+    """How many times as fast as dense, or why that is not known."""
+    failed = cell["methods"][cell["roles"][role]].get("failed")
+    return failed or f"{ratio(cell, role):.2f}{unit}"
+
+
 def dense_seconds(cell: dict) -> str:
     """And of how many calls they are the median."""
     return f"{median(cell, 'dense'):.3g} s ({len(cell['methods']['dense']['seconds'])})"
@@ -93,9 +101,9 @@ def overview() -> str:
     lines = [head, "|---|---|---|---|---|"]
     for model in LAYOUTS:
         for key, cell in cells(results, model).items():
-            size = key.partition(",")[0]
-            ours = f"**{ratio(cell, 'paper'):.2f} times** as fast ({factors(cell, 'paper')})"
-            others = " | ".join(f"{ratio(cell, role):.2f} times" for role in ("ToMe 0.75", "floor"))
+            size = key.removesuffix(", fp32")
+            ours = f"**{times(cell, 'paper', ' times')}** as fast ({factors(cell, 'paper')})"
+            others = " | ".join(times(cell, role, " times") for role in ("ToMe 0.75", "floor"))
             lines.append(f"| {model}, {size} | {dense_seconds(cell)} | {ours} | {others} |")
     return "\n".join([*lines, "", machine("speed")])
 
@@ -123,9 +131,10 @@ def speed() -> str:
     def text(cell: dict, role: str) -> str:
         if role == "dense":
             return dense_seconds(cell)
-        share = "" if role == "floor" else f", {100 * saved(cell, role):.0f} %"
+        share = saved(cell, role)
+        share = "" if role == "floor" or math.isnan(share) else f", {100 * share:.0f} %"
         ours = f"{factors(cell, role)}: " if role in ("paper", "1.5 x paper", "auto") else ""
-        return f"{ours}{ratio(cell, role):.2f}{share}"
+        return f"{ours}{times(cell, role)}{share}"
 
     return f"{machine('speed')}\n\n{per_role(text)}"
 
@@ -181,12 +190,27 @@ def reference() -> str:
     return "\n".join(lines)
 
 
+def controlnet() -> str:
+    """A line a size."""
+    head = "| | dense (calls of each) | U-Net downsampled | ControlNet too | factor |"
+    lines = [machine("controlnet"), "", head, "|---|---|---|---|---|"]
+    for key, cell in load("controlnet")["results"].items():
+        seconds = {name: statistics.median(way["seconds"]) for name, way in cell["ways"].items()}
+        calls = len(cell["ways"]["dense"]["seconds"])
+        texts = [f"{seconds['dense']:.3g} s ({calls})"]
+        for name in ("U-Net", "both"):
+            texts.append(f"{seconds[name]:.3g} s, {seconds['dense'] / seconds[name]:.2f} times as fast")
+        lines.append(f"| {key} | {' | '.join(texts)} | {cell['factor']:g} |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "overview": overview,
     "speed": speed,
     "memory": memory,
     "difference": difference,
     "hooks": hooks,
+    "controlnet": controlnet,
     "reference": reference,
     "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
     "verdict": lambda: " ".join(map(fidelity.verdict, load("fidelity")["results"].values())),
@@ -198,7 +222,8 @@ def save_chart(results: dict, path: Path = CHART) -> None:
     """How many times faster, by size: a panel a model."""
     figure, axes = plt.subplots(1, len(LAYOUTS), figsize=(11, 4.4), sharey=True)
     for ax, model in zip(axes, LAYOUTS, strict=True):
-        found = cells(results, model)
+        # In one precision, or a line would join what does not compare.
+        found = {key: cell for key, cell in cells(results, model).items() if key.endswith(PRECISION)}
         sizes = [int(key.split()[0]) for key in found]
         for role, style in LINES.items():
             ax.plot(sizes, [ratio(cell, role) for cell in found.values()], **style)

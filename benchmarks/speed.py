@@ -12,6 +12,8 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import math
+import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.arguments import check_count, check_size
 from benchmarks.methods import DENSE, FLOOR, Method, counted, todo, tome
 from benchmarks.store import RESULTS, Store
 from benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
@@ -33,7 +36,7 @@ RESET = Path("/proc/self/clear_refs")  # of Linux
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # The paper's factors as its authors' demo has them, and 2 below 1024 where that has none: pixels -> at depths 1 and 2.
-PAPER = {1536: (3, 1), 2048: (4, 2)}
+PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}  # which ends at 2048: at 4096 as many keys remain as there
 SMALLER = (2, 1)
 
 
@@ -49,7 +52,8 @@ def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
     depth = 2 if second > 1 else 1
 
     def chosen(more: float) -> Settings:
-        return Settings(enabled=True, factor=more * first, max_depth=depth, deeper_factor=more * second)
+        factor, deeper = (min(8, more * usual) for usual in (first, second))  # more than 8 is not allowed
+        return Settings(enabled=True, factor=factor, max_depth=depth, deeper_factor=deeper)
 
     return {"paper": chosen(1), "1.5 x paper": chosen(1.5), "auto": Settings(enabled=True, auto=True)}
 
@@ -78,13 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
     add("--results", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     for size in options.sizes:
-        if size < 64 or size % 64:
-            parser.error(f"argument --sizes: {size} is not allowed: it must be a multiple of 64 from 64 on")
-    if options.rounds < 1:
-        parser.error(f"argument --rounds: {options.rounds} is not allowed: it must be 1 or more")
+        check_size(parser, "--sizes", size)
+    check_count(parser, "--rounds", options.rounds)
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype = options.dtype or ("fp32" if options.device == "cpu" else "fp16")
+    if options.device == "cpu":
+        refuse_more_than_there_is()
     store = Store(options.results, options.device)
     for name in options.models:
         print(f"{name}: drawing weights", flush=True)
@@ -100,7 +104,7 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
         cell["roles"] = {role: method.name for role, method in roles.items()}
         methods = {method.name: method for method in roles.values()}
         found = {name: cell["methods"].setdefault(name, {"seconds": []}) for name in methods}
-        missing = sum(max(0, rounds - len(entry["seconds"])) for entry in found.values())
+        missing = sum(max(0, rounds - len(entry["seconds"])) for entry in found.values() if "failed" not in entry)
         if not missing:
             continue
         warm_up(unet, make_inputs(layout, 128, 128, device, DTYPES[dtype]), methods.values())
@@ -108,14 +112,25 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
         with blocks_shown(unet, missing) as bar:
             for i in range(rounds):
                 for name, method in methods.items():
-                    if len(found[name]["seconds"]) > i and not (method is DENSE and dense is None):
+                    done = len(found[name]["seconds"]) > i or "failed" in found[name]
+                    if done and not (method is DENSE and dense is None):
                         continue
                     bar.set_description(f"{layout.name}, {size} px, round {i + 1} of {rounds}, {name}")
-                    output = call(unet, inputs, method, found[name])
+                    output = attempt(unet, inputs, method, found[name])
                     if method is DENSE:
                         dense = output
-                    found[name]["difference"] = ((output - dense).float().norm() / dense.float().norm()).item()
+                    if output is not None and dense is not None:
+                        found[name]["difference"] = ((output - dense).float().norm() / dense.float().norm()).item()
                     store.save()
+
+
+def refuse_more_than_there_is() -> None:
+    """Let a method that needs more memory than the machine has fail: Linux would promise it, and then kill for it."""
+    with contextlib.suppress(ImportError, AttributeError):  # Windows
+        import resource
+
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (there, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 @torch.inference_mode()
@@ -123,6 +138,17 @@ def warm_up(unet: nn.Module, inputs: tuple, methods: Iterable[Method]) -> None:
     for method in methods:
         with method.applied(unet):
             unet(*inputs)
+
+
+def attempt(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.Tensor | None:
+    """`call`, or None where there is too little memory, which then stands in the entry."""
+    try:
+        return call(unet, inputs, method, entry)
+    except RuntimeError as error:  # of the graphics card's memory, or of the machine's
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        entry["failed"] = "out of memory"
+        return None
 
 
 @torch.inference_mode()
@@ -193,7 +219,8 @@ def ratio(cell: dict, role: str) -> float:
 
 
 def median(cell: dict, role: str) -> float:
-    return statistics.median(cell["methods"][cell["roles"][role]]["seconds"])
+    """Seconds; nan where the method failed."""
+    return statistics.median(cell["methods"][cell["roles"][role]]["seconds"] or [math.nan])
 
 
 if __name__ == "__main__":

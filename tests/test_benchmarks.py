@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import overhead, reference, speed
+from benchmarks import controlnet, overhead, reference, speed
 from benchmarks.methods import DENSE, FLOOR, counted, inline, todo, tome
 from benchmarks.store import Store
 from benchmarks.unets import SD15, SDXL, make_inputs, make_unet
@@ -96,6 +96,7 @@ def test_the_same_seed_makes_the_same_unet():
         (SD15, 512, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (1, 1)}),
         (SD15, 1536, {"paper": (3, 1), "1.5 x paper": (4.5, 1), "auto": (3, 1)}),
         (SD15, 2048, {"paper": (4, 2), "1.5 x paper": (6, 3), "auto": (4, 1)}),
+        (SD15, 4096, {"paper": (8, 4), "1.5 x paper": (8, 6), "auto": (8, 1)}),
         (SDXL, 1024, {"paper": (1.5, 1), "1.5 x paper": (2.25, 1), "auto": (1, 1)}),
         (SDXL, 2048, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (2, 1)}),
     ],
@@ -125,6 +126,33 @@ def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
     assert path.read_text() == before
 
 
+# Without ToMe: rounding changes which tokens it takes for alike.
+@pytest.mark.parametrize("method", [DENSE, todo(Settings(enabled=True, factor=2)), FLOOR], ids=lambda m: m.name)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.12)])
+@pytest.mark.parametrize("layout", [TINY, TINY_XL], ids=lambda layout: layout.name)
+def test_precisions(layout, dtype, tolerance, method):
+    """The same weights and noise come to the same, but for rounding."""
+    unet, exact = make_unet(layout, dtype=dtype), make_unet(layout)
+    exact.load_state_dict(unet.state_dict())  # each precision draws numbers of its own
+    with torch.inference_mode(), method.applied(unet), method.applied(exact):
+        rounded = unet(*make_inputs(layout, 128, 128, dtype=dtype))
+        wanted = exact(*make_inputs(layout, 128, 128))
+    assert rounded.dtype == dtype
+    assert (rounded - wanted).norm() < tolerance * wanted.norm()
+
+
+def test_a_method_that_needs_too_much_memory_is_told_of(tmp_path, monkeypatch):
+    def failing(unet):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(speed, "FLOOR", dataclasses.replace(FLOOR, applied=failing))
+    monkeypatch.setattr(speed, "warm_up", lambda *_: None)
+    speed.measure(TINY, [64], 2, "cpu", "bf16", Store(tmp_path / "speed.json"))
+    (cell,) = json.loads((tmp_path / "speed.json").read_text())["results"].values()
+    assert cell["methods"].pop("floor") == {"seconds": [], "failed": "out of memory"}
+    assert all(len(found["seconds"]) == 2 and "failed" not in found for found in cell["methods"].values())
+
+
 def test_results_of_another_machine_are_not_added_to(tmp_path):
     store = Store(tmp_path / "speed.json")
     store.machine = {**store.machine, "processor": "another", "torch": "1.0"}
@@ -151,6 +179,20 @@ def test_overhead(tmp_path):
     assert found.pop("installed") == {"before": 0, "while on": 16 * 4, "afterwards": 0}
     assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}
     assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == [1, 2, 7]
+
+
+def test_controlnet_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "controlnet.json"
+    for rounds in (1, 2):
+        controlnet.measure(TINY, [128], rounds, Store(path))
+    (cell,) = json.loads(path.read_text())["results"].values()
+    assert {name: len(way["seconds"]) for name, way in cell["ways"].items()} == {"dense": 2, "U-Net": 2, "both": 2}
+    keys = {name: way["keys at depth 1"] for name, way in cell["ways"].items()}
+    assert keys == {
+        "dense": {"U-Net": [256], "ControlNet": [256]},
+        "U-Net": {"U-Net": [64], "ControlNet": [256]},
+        "both": {"U-Net": [64], "ControlNet": [64]},
+    }
 
 
 @pytest.fixture
@@ -189,6 +231,8 @@ def test_the_reference_computes_the_same(theirs):
         (speed.main, ["--sizes", "100"], "--sizes: 100 is not allowed: it must be a multiple of 64 from 64 on"),
         (speed.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
         (speed.main, ["--models", "SD 3"], "invalid choice: 'SD 3' (choose from"),
+        (controlnet.main, ["--sizes", "1000"], "--sizes: 1000 is not allowed: it must be a multiple of 64 from 64 on"),
+        (controlnet.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
         (overhead.main, ["--narrow-rounds", "0"], "--narrow-rounds: 0 is not allowed: it must be 1 or more"),
         (reference.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import matplotlib.image
@@ -42,6 +43,7 @@ def known(monkeypatch):
     machine = {"processor": "CPU", "threads": 2, "system": "OS", "python": "3", "torch": "2", "tomesd": "0"}
     kept = {"machine": machine, "date": "2026-01-02", "results": results()}
     monkeypatch.setattr(report, "load", lambda name: kept)
+    return kept
 
 
 def test_speed(known):
@@ -59,6 +61,20 @@ def test_memory_difference_and_overview(known):
     assert "| SDXL, 1024 px | 10 s (3) | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
 
 
+def test_a_method_that_failed(known):
+    cells = known["results"]
+    cells["SD 1.5, 4096 px, bf16"] = cell = copy.deepcopy(cells["SD 1.5, 512 px, fp32"])
+    for name in ("ToMe 0.5", "ToMe 0.75"):
+        cell["methods"][name] = {"seconds": [], "failed": "out of memory"}
+    assert (
+        "| 4096 px, bf16 | 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | out of memory |"
+        in report.speed()
+    )
+    assert "| SD 1.5, 4096 px, bf16 | 10 s (3) | **2.00 times** as fast (2) | out of memory | 5.00" in report.overview()
+    assert "| 4096 px, bf16 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | – | – | 0.20 GB |" in report.memory()
+    assert "| 4096 px, bf16 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | – | – | 0.2 % |" in report.difference()
+
+
 def test_hooks(known, monkeypatch):
     installed = {"before": 0, "while on": 64, "afterwards": 0}
     narrow = {"dense": [0.1] * 3, "inline": [0.1] * 3, "hooks": [0.101, 0.102, 0.103], "installed": installed}
@@ -71,6 +87,14 @@ def test_hooks(known, monkeypatch):
     )
     assert row in lines
     assert lines[-1] == "The 2.00 ms of the narrow one are 0.02 % of a call of the other one."
+
+
+def test_controlnet(known, monkeypatch):
+    ways = {"dense": {"seconds": [10, 11, 90]}, "U-Net": {"seconds": [5, 5, 6]}, "both": {"seconds": [4.4, 4, 5]}}
+    kept = {**report.load("controlnet"), "results": {"SD 1.5, 1024 px": {"factor": 2, "ways": ways}}}
+    monkeypatch.setattr(report, "load", lambda name: kept)
+    row = "| SD 1.5, 1024 px | 11 s (3) | 5 s, 2.20 times as fast | 4.4 s, 2.50 times as fast | 2 |"
+    assert report.controlnet().splitlines()[-1] == row
 
 
 def test_a_table_is_put_in_its_place(known):

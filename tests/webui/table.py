@@ -110,7 +110,7 @@ class Table:
     @staticmethod
     def column(cell, down, across, hosts):
         label = FAMILIES.get(cell.model, cell.model) if across == "model" else getattr(cell, across)
-        return f"{cell.host}, {label}" if len(hosts) > 1 and across != "host" and down != "host" else label
+        return f"{cell.host} {label}" if len(hosts) > 1 and across != "host" and down != "host" else label
 
 
 def place_of(cell):

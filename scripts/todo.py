@@ -54,7 +54,7 @@ class ToDoScript(scripts.Script):
 
     def before_process(self, p, *args):
         # Who fetches pictures from elsewhere may write their infotexts in `postprocess`: ours comes after all others'.
-        if hasattr(p.scripts, "ordered_callbacks"):  # not in Forge Classic
+        if hasattr(p.scripts, "ordered_callbacks") and not _is_off(args):  # it has none in Forge Classic
             p.scripts.ordered_callbacks("postprocess").sort(key=lambda callback: callback.callback is self)
 
     def process(self, p, *args):
@@ -71,15 +71,16 @@ class ToDoScript(scripts.Script):
             p.extra_generation_params.update(settings.to_infotext())
 
     def process_batch(self, p, *args, **kwargs):
+        if _is_off(args):
+            return
         with contextlib.suppress(SettingsError):  # the sampler will raise it
-            settings = Settings.from_args(args)
-            if settings.enabled:  # again: another extension may have written under the same key
-                p.extra_generation_params.update(settings.to_infotext())
+            # Again: another extension may have written under the same key.
+            p.extra_generation_params.update(Settings.from_args(args).to_infotext())
         if "sample" in vars(p):
             _announce_samplings(p, functools.partial(_begin, p, args))
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        _begin(p, args)
+        _begin(p, args, p.sampler)
 
     def postprocess_batch(self, p, *args, images, **kwargs):
         if hasattr(p, "todo_pictures"):
@@ -99,12 +100,20 @@ class ToDoScript(scripts.Script):
                 logger.warning(doubt)
 
 
-def _begin(p, args, name=""):
-    """The sampler of p is about to run: once, with these arguments of the script."""
+def _is_off(args):
+    """Whether nothing is to be done; values that are not allowed are to be refused."""
+    try:
+        return not Settings.from_args(args).enabled
+    except SettingsError:
+        return False
+
+
+def _begin(p, args, sampler, name=""):
+    """A sampler is about to run for p: once, with these arguments of the script."""
     try:
         settings = Settings.from_args(args)
     except SettingsError as error:
-        _instead_of_sampling(p.sampler, functools.partial(_refuse, str(error)))
+        _instead_of_sampling(sampler, functools.partial(_refuse, str(error)))
         return
     if settings.enabled:
         this_pass = "hires" if getattr(p, "is_hr_pass", False) else "first"
@@ -113,7 +122,7 @@ def _begin(p, args, name=""):
             if settings.passes not in ("both", this_pass):
                 _tell(p, name, f"left dense, because passes = {settings.passes}")
                 return
-        _instead_of_sampling(p.sampler, functools.partial(_sample_downsampled, p, name, settings))
+        _instead_of_sampling(sampler, functools.partial(_sample_downsampled, p, name, settings))
 
 
 def _pasted(name, params):
@@ -200,8 +209,9 @@ def _announce_samplings(p, begin):
         launch = Sampler.launch_sampling
 
         def launch_announced(sampler, *args, **kwargs):
-            if sampler is p.sampler and not hasattr(sampler.func, "todo_sample"):
-                begin(name=f"sampling {next(numbers)}")
+            # Its sampler may be one that nobody else knows, and a generation inside it is another one's.
+            if p is sampler.p and not hasattr(sampler.func, "todo_sample"):
+                begin(sampler, f"sampling {next(numbers)}")
             return launch(sampler, *args, **kwargs)
 
         Sampler.launch_sampling = launch_announced

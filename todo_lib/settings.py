@@ -191,16 +191,18 @@ class Settings:
     def from_infotext(cls, params: Mapping[str, Any]) -> Settings:
         """Settings from a picture's parsed infotext: absent keys mean defaults, no "ToDo factor" means switched off.
 
-        Texts of the extension sd-webui-token-downsampling ("ToDo factor2", "ToDo disable after") are understood.
+        Texts of the extension sd-webui-token-downsampling are understood: "ToDo factor2" and "ToDo disable after" count
+        where there is no "ToDo max depth", which only ours writes.
         Raises SettingsError for values that cannot be read or are not allowed.
         """
         if "ToDo factor" not in params:
             return cls()
         texts = {field.name: params[field.infotext] for field in FIELDS if field.infotext in params}
-        if "ToDo disable after" in params:
-            texts["end"] = params["ToDo disable after"]
-        if "ToDo factor2" in params and _number("deeper_factor", params["ToDo factor2"]) > 1:
-            texts.update(deeper_factor=params["ToDo factor2"], max_depth=2)
+        if "max_depth" not in texts:
+            if "ToDo disable after" in params:
+                texts["end"] = params["ToDo disable after"]
+            if "ToDo factor2" in params and _number("deeper_factor", params["ToDo factor2"]) > 1:
+                texts.update(deeper_factor=params["ToDo factor2"], max_depth=2)
         values: dict[str, Any] = {"enabled": True}
         if texts["factor"] == _AUTO:
             values["auto"] = True

@@ -377,20 +377,28 @@ def test_denoisers_of_others_are_no_concern(host, run, watch):
 
 @pytest.fixture
 def samples_itself(host, run):
-    """Make an extension replace p.sample as some upscalers do: two samplings, of which no script is told."""
+    """Make an extension replace p.sample as some upscalers do: two samplings, of which no script is told.
 
-    def sample(p, fails, seeds):
+    Some put their samplers on the processing object, some keep them for themselves.
+    """
+
+    def sample(p, fails, keeps, seeds):
         size = (p.height // 8, p.width // 8)
-        p.sampler = host.sd_samplers.create_sampler(p.sampler_name)
-        x = p.sampler.sample(p, p.noise(seeds, size), *p.conds(seeds))
+
+        def new_sampler():
+            sampler = host.sd_samplers.create_sampler(p.sampler_name)
+            if not keeps:
+                p.sampler = sampler
+            return sampler
+
+        x = new_sampler().sample(p, p.noise(seeds, size), *p.conds(seeds))
         if fails:
             raise RuntimeError("in the other extension")
-        p.sampler = host.sd_samplers.create_sampler(p.sampler_name)
-        return p.sampler.sample_img2img(p, x, p.noise(seeds, size), *p.conds(seeds))
+        return new_sampler().sample_img2img(p, x, p.noise(seeds, size), *p.conds(seeds))
 
-    def run_it(settings, fails=False, **fields):
+    def run_it(settings, fails=False, keeps=False, **fields):
         p = run.prepare("txt2img", settings, **fields)
-        p.sample = functools.partial(sample, p, fails)
+        p.sample = functools.partial(sample, p, fails, keeps)
         with recording(*run.models) as calls:
             result = host.processing.process_images(p)
         return Job(p=p, result=result, calls=calls)
@@ -398,23 +406,43 @@ def samples_itself(host, run):
     return run_it
 
 
-def test_samplings_that_scripts_are_not_told_of(host, samples_itself):
+@pytest.mark.parametrize("keeps", [False, True])
+def test_samplings_that_scripts_are_not_told_of(host, samples_itself, keeps):
     launch = host.sd_samplers_common.Sampler.launch_sampling
-    job = samples_itself({"enabled": True, "end": 0.5}, denoising_strength=0.7)
+    job = samples_itself({"enabled": True, "end": 0.5}, keeps=keeps, denoising_strength=0.7)
     assert job.down == [True, True, False, False, True, True, False]
     assert job.comment.startswith("ToDo: sampling 1: depth 1: 4x4 tokens, keys from 2x2")
     assert "; sampling 2: depth 1: 4x4" in job.comment
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
-def test_switched_off_or_refused_there_too(host, samples_itself):
+@pytest.mark.parametrize("keeps", [False, True])
+def test_switched_off_or_refused_there_too(host, samples_itself, keeps):
     launch = host.sd_samplers_common.Sampler.launch_sampling
-    assert not any(samples_itself({"enabled": False}).down)
+    assert not any(samples_itself({"enabled": False}, keeps=keeps).down)
     with pytest.raises(ValueError, match="factor"):
-        samples_itself({"enabled": True, "factor": 9})
+        samples_itself({"enabled": True, "factor": 9}, keeps=keeps)
     with pytest.raises(RuntimeError, match="in the other extension"):
-        samples_itself({"enabled": True}, fails=True)
+        samples_itself({"enabled": True}, fails=True, keeps=keeps)
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_switched_off_nothing_is_put_around_them(host, run, enabled):
+    seen = []
+
+    def sample(seeds):
+        seen.append((p.sample is sample, "launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
+        return p.noise(seeds, (p.height // 8, p.width // 8))
+
+    p = run.prepare("txt2img", {"enabled": enabled})
+    p.sample = sample
+    order = [callback.callback for callback in p.scripts.ordered_callbacks("postprocess")]
+    host.processing.process_images(p)
+    assert seen == [(True, enabled)]
+    found = [callback.callback for callback in p.scripts.ordered_callbacks("postprocess")]
+    assert sorted(map(id, found)) == sorted(map(id, order))
+    assert enabled or found == order
 
 
 # ---- the processing object

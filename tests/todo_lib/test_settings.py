@@ -338,6 +338,13 @@ def test_texts_of_the_older_extension(legacy, expected):
     assert Settings.from_infotext(legacy) == Settings(enabled=True, **expected)
 
 
+def test_a_text_that_both_extensions_wrote_into():
+    settings = Settings(enabled=True, factor=3, max_depth=3, deeper_factor=1.5, end=0.8)
+    for own in (settings, Settings(enabled=True)):
+        theirs = {"ToDo factor2": "2.0", "ToDo disable after": "0.5"}
+        assert Settings.from_infotext({**theirs, **own.to_infotext()}) == own
+
+
 @pytest.mark.parametrize(
     ("params", "name"),
     [

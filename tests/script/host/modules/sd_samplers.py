@@ -258,13 +258,14 @@ class ModelSampler(Sampler):
     def __init__(self, config):
         self.config = config
         self.func = config.func
+        self.p = None
         self.model_wrap_cfg = CFGDenoiser(self, self.wrap)
         self.model_wrap = self.model_wrap_cfg.inner_model
         self.last_latent = None
 
     def run(self, p, x, cond, uncond, steps, **schedule):
         """Hand the sampling function what it has parameters for."""
-        self.model_wrap_cfg.p = p
+        self.p = self.model_wrap_cfg.p = p
         self.model_wrap_cfg.step = 0
         parameters = inspect.signature(self.func).parameters
         schedule = {name: value for name, value in schedule.items() if name in parameters}

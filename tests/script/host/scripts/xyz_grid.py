@@ -16,10 +16,6 @@ class AxisOption:
         self.choices = choices
 
 
-def boolean_choice(reverse=False):
-    return lambda: ["False", "True"] if reverse else ["True", "False"]
-
-
 def apply_field(name):
     return lambda p, x, xs: setattr(p, name, x)
 

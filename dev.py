@@ -6,7 +6,7 @@
     python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
     python dev.py lint                     lint only
     python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
-    python dev.py soak [...]               300 generations at random, in the real WebUI
+    python dev.py soak [...]               hundreds of generations at random, in the real WebUI
 
 The environment is .venv beside this file. It is made on first use, which downloads PyTorch and takes minutes, and
 brought up to date whenever pyproject.toml changes.

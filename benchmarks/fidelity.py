@@ -221,26 +221,20 @@ def _spread(values, digits: int, unit: str = "") -> str:
 
 
 def verdict(cell: dict) -> str:
-    """Sentences: for each strength of ToMe, the error of ToDo at depth 1 where it is as fast.
-
-    That is read off the line through dense and the measured factors, as in the chart.
-    """
+    """Sentences: beside each strength of ToMe, the weakest ToDo at depth 1 that is at least as fast."""
     found = summary(cell)
     points = {name: (values["speed"][0], values["error"][0]) for name, values in found.items()}
-    ours = sorted(
-        [(1.0, 0.0), *(points[method.name] for method in curves()["ToDo at depth 1"] if method.name in points)]
-    )
+    ours = [method.name for method in curves()["ToDo at depth 1"] if method.name in points]
     told = []
     for method in curves()["ToMe"]:
         speed, error = points[method.name]
         text = f"{method.name} is {speed:.2f} times as fast as dense, with a latent error of {100 * error:.1f} %"
-        if speed <= 1:
-            told.append(f"{text}: not worth it.")
-        elif speed > ours[-1][0]:
-            told.append(f"{text}: no ToDo at depth 1 is as fast.")
+        as_fast = [name for name in ours if points[name][0] >= speed]
+        if as_fast:
+            speed, error = points[as_fast[0]]
+            told.append(f"{text}; {as_fast[0]} is {speed:.2f} times as fast, with {100 * error:.1f} %.")
         else:
-            same_speed = float(np.interp(speed, *zip(*ours, strict=True)))
-            told.append(f"{text}; ToDo at that speed has {100 * same_speed:.1f} %.")
+            told.append(f"{text}: no ToDo at depth 1 is as fast.")
     return " ".join(told)
 
 

@@ -17,7 +17,6 @@ from todo_lib import Settings
 
 SIZE, STEPS = 128, 5
 OPTIONS = ["--size", str(SIZE), "--steps", str(STEPS), "--prompts", "1"]
-QUERIES = (SIZE // 8) ** 2
 # Keys at depth 1 of 16 x 16 tokens. ToMe merges queries as well.
 KEYS = {
     "ToDo 1.5": [(256, 100)],
@@ -177,8 +176,10 @@ def test_the_table_of_known_numbers(tmp_path):
     )
     assert sum(line.startswith("| To") for line in lines) == len(POINTS)
     assert lines[-1] == (
-        "ToMe 0.25 is 0.90 times as fast as dense, with a latent error of 5.0 %: not worth it. "
-        "ToMe 0.5 is 1.75 times as fast as dense, with a latent error of 12.0 %; ToDo at that speed has 3.0 %. "
+        "ToMe 0.25 is 0.90 times as fast as dense, with a latent error of 5.0 %; "
+        "ToDo 1.5 is 1.50 times as fast, with 2.0 %. "
+        "ToMe 0.5 is 1.75 times as fast as dense, with a latent error of 12.0 %; "
+        "ToDo 2 is 2.00 times as fast, with 4.0 %. "
         "ToMe 0.75 is 3.00 times as fast as dense, with a latent error of 30.0 %: no ToDo at depth 1 is as fast."
     )
     fidelity.chart(results, tmp_path / "chart.png")

@@ -191,14 +191,14 @@ class Settings:
     def from_infotext(cls, params: Mapping[str, Any]) -> Settings:
         """Settings from a picture's parsed infotext: absent keys mean defaults, no "ToDo factor" means switched off.
 
-        Texts of the extension sd-webui-token-downsampling are understood: "ToDo factor2" and "ToDo disable after" count
-        where there is no "ToDo max depth", which only ours writes.
+        Texts of the extension sd-webui-token-downsampling ("ToDo factor2", "ToDo disable after") are understood. Where
+        both extensions wrote into one text, ours counts.
         Raises SettingsError for values that cannot be read or are not allowed.
         """
         if "ToDo factor" not in params:
             return cls()
         texts = {field.name: params[field.infotext] for field in FIELDS if field.infotext in params}
-        if "max_depth" not in texts:
+        if not {"ToDo factor2", "ToDo max depth"} <= params.keys():  # it has never written both of them
             if "ToDo disable after" in params:
                 texts["end"] = params["ToDo disable after"]
             if "ToDo factor2" in params and _number("deeper_factor", params["ToDo factor2"]) > 1:

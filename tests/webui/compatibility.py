@@ -42,7 +42,8 @@ class Neighbour:
     name, kind: for the table. request: what it adds to a request, or a function of the run that returns it. options:
     WebUI options while it runs. around: options that are no part of it, and also hold where ToDo runs alone. method:
     txt2img or img2img. repository: the folder of the extension, None for what the host has. grids: how many whole grids
-    the context of a self-attention may be made of. models: those it works with. changes_picture: whether its own effect
+    the context of a self-attention may be made of. alters_tokens: whether it changes tokens between queries and keys.
+    models: those it works with. changes_picture: whether its own effect
     shows in the picture beside ToDo's. may_leave: whether some self-attentions may be left to it. ready: a function of
     the run that says why it cannot run there, or nothing. repeats: whether it makes the same picture again.
     checkpoints: those that must have run, where there is more than one. shows_todo:
@@ -57,6 +58,7 @@ class Neighbour:
     method: str = "txt2img"
     repository: str | None = None
     grids: int = 1
+    alters_tokens: bool = False
     models: tuple = ("tiny", "tinyxl")
     changes_picture: bool = True
     may_leave: bool = False
@@ -97,8 +99,11 @@ def depth_of(attention, model):
     return (SDXL_DEPTHS if "xl" in model else SD1_DEPTHS)[block]
 
 
-def judge(attention, model, grids):
+def judge(attention, model, grids, alters_tokens):
     """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong.
+
+    Among the keys of several grids those of its own have to be; of the others the number is known. Where tokens are
+    altered between query and key, only those that are not must come from the right places.
 
     off where it has to be dense: in a nested generation which the host was told to make without ToDo.
     """
@@ -118,10 +123,14 @@ def judge(attention, model, grids):
         return "right" if attention.key_rows == attention.value_rows == (rows,) else "wrong"
     for n in range(1, grids + 1):
         if attention.keys == n * len(rows):
-            same = {attention.key_rows, attention.value_rows}
-            from_its_own_grid = all(-1 not in row for rows_ in same - {None} for row in rows_)
-            return "right" if n > 1 or not from_its_own_grid or same <= {(rows,), None} else "wrong"
+            found = [*(attention.key_rows or ()), *(attention.value_rows or ())]
+            right = all(rows in _parts(tokens, n) or (alters_tokens and -1 in tokens) for tokens in found)
+            return "right" if right else "wrong"
     return "dense" if attention.keys % size == 0 else "own"
+
+
+def _parts(tokens, n):
+    return [tokens[i * len(tokens) // n : (i + 1) * len(tokens) // n] for i in range(n)]
 
 
 def generate(client, model, neighbour, request, todo, **more):
@@ -131,10 +140,6 @@ def generate(client, model, neighbour, request, todo, **more):
         image = body.pop("image")
         return client.img2img(image, body.pop("mask", None), todo=todo, model=model, **body)
     return client.txt2img(todo, model, **body)
-
-
-def pictures(result):
-    return result.images
 
 
 def same(a, b, tolerance):
@@ -160,18 +165,18 @@ def check(server, cell, neighbour, model, **more):
         client.txt2img(None, model, width=64, height=64, steps=1)
         alone = alone_with_todo(client, model, neighbour, plain, **more)
         with client.options(**neighbour.options):
-            without = pictures(generate(client, model, neighbour, request, None, **more))
+            without = generate(client, model, neighbour, request, None, **more).images
             own = of_todo(client)  # a neighbour may be called much the same
             with client.recording(indices=True, controls=True) as record:
-                with_todo = pictures(generate(client, model, neighbour, request, TODO, **more))
+                with_todo = generate(client, model, neighbour, request, TODO, **more).images
             leftovers = [line for line in of_todo(client) if line not in own]
-            again = pictures(generate(client, model, neighbour, request, None, **more))
+            again = generate(client, model, neighbour, request, None, **more).images
 
     comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
     # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
     tolerance = 0.01 if neighbour.method == "img2img" else 0
     cell.words = comments[-1] if comments else ""
-    judged = [(judge(a, model, neighbour.grids), a) for a in record.attentions]
+    judged = [(judge(a, model, neighbour.grids, neighbour.alters_tokens), a) for a in record.attentions]
     cell.seen = dict(Counter(kind for kind, _ in judged))
     if "Traceback (most recent call last)" in (log := server.log_since(position)):
         raise Red(f"an exception that the host or the neighbour swallowed: {last_error(log)}")
@@ -233,7 +238,7 @@ def alone_with_todo(client, model, neighbour, plain, **more):
     request = sorted({**more, **plain}.items())
     key = repr((client.url, model, neighbour.method, request, sorted(neighbour.around.items())))
     if key not in _alone:
-        _alone[key] = pictures(generate(client, model, neighbour, plain, TODO, **more))
+        _alone[key] = generate(client, model, neighbour, plain, TODO, **more).images
     return _alone[key]
 
 

@@ -100,6 +100,13 @@ HOST = [
         script("Poor man's outpainting", 64, 8, 0, ["left"]),
         method="img2img",
     ),
+    Neighbour(
+        "img2img alternative test",
+        "samples by itself",
+        script("img2img alternative test", None, True, True, "a cat", "", True, 4, True, 1.0, 0.0, False, cfg_scale=2),
+        method="img2img",
+        models=("tiny",),  # it knows no other prompts than those of SD 1.x and 2.x
+    ),
     Neighbour("tiling", "the host's own", {"tiling": True}),
     Neighbour("negative guidance minimum sigma", "the host's own", {"s_min_uncond": 4}),
     Neighbour("Skip Early CFG", "the host's own", options={"skip_early_cond": 0.5}),

@@ -30,6 +30,9 @@ and classes (nothing), and by the line under the picture, at depths 1 to 4 and f
 - **ok**: all self-attentions had just the keys they should have.
 - **left**: some were left to the other, and the line under the picture says so, in the words quoted.
 - **–**: not run here; why stands below the table.
+
+Samplers of the forks are judged by their steps alone: of each call of the U-Net, whether it had the keys that it should
+have with ToDo in the first half of the steps. Models without a U-Net are judged by the words and by the picture.
 """
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from client import assert_keys, kept_grid
+from client import assert_keys, changes, kept_grid
 
 MODELS = ["tiny", "tiny2v", "tinyxl", "tinyinp"]
 
@@ -134,10 +134,4 @@ def test_hypertile_and_token_merging_together(client):
     with hypertile(client), client.options(token_merging_ratio=0.5):
         before = client.leftovers()
         client.txt2img([True, 2, 4], width=256, height=256, steps=2)
-        assert [c for c in changes_of_ours(before, client.leftovers()) if "pre_hooks" in c] == []
-
-
-def changes_of_ours(before, after):
-    from client import changes
-
-    return changes(before, after)
+        assert [c for c in changes(before, client.leftovers()) if "pre_hooks" in c] == []

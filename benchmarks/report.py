@@ -89,7 +89,8 @@ def times(cell: dict, role: str, unit: str = "") -> str:
 
 def dense_seconds(cell: dict) -> str:
     """And of how many calls they are the median."""
-    return f"{median(cell, 'dense'):.3g} s ({len(cell['methods']['dense']['seconds'])})"
+    seconds = median(cell, "dense")
+    return f"{seconds:.{3 if seconds < 1000 else 4}g} s ({len(cell['methods']['dense']['seconds'])})"
 
 
 def overview() -> str:

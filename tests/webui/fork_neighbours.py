@@ -225,7 +225,13 @@ CONTROL = [
     ]
 ] + [
     Neighbour("ControlNet model", "copy of the encoder", control_model("control-fork"), models=MODELS),
-    Neighbour("ControlLLLite", "changes tokens before projection", control_model("lllite-fork"), models=MODELS),
+    Neighbour(
+        "ControlLLLite",
+        "changes tokens before projection",
+        control_model("lllite-fork"),
+        models=MODELS,
+        alters_tokens=True,
+    ),
 ]
 
 NEIGHBOURS = [*HOST, *BUILTIN, *CONTROL]

@@ -144,7 +144,7 @@ class Result:
     def __init__(self, answer):
         self.images = [decode(image) for image in answer["images"]]
         self.info = json.loads(answer["info"])
-        self.infotext = self.info["infotexts"][0]
+        self.infotext = next(iter(self.info["infotexts"]), "")  # an interrupted script may make no picture
         self.parameters = answer["parameters"]
 
     @property

@@ -99,7 +99,7 @@ def depth_of(attention, model):
     return (SDXL_DEPTHS if "xl" in model else SD1_DEPTHS)[block]
 
 
-def judge(attention, model, grids, alters_tokens):
+def judge(attention, model, grids=1, alters_tokens=False):
     """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong.
 
     Among the keys of several grids those of its own have to be; of the others the number is known. Where tokens are

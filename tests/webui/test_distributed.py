@@ -97,7 +97,7 @@ class Recording:
     def seen(self):
         """What the self-attentions of each saw; off is dense where there is no ToDo."""
         return [
-            {judge(a, "tiny", 1).replace("off", "dense") for a in record.attentions if a.grid != (1, 1)}
+            {judge(a, "tiny").replace("off", "dense") for a in record.attentions if a.grid != (1, 1)}
             for record in (self.main, self.other)
         ]
 
@@ -218,7 +218,7 @@ def test_workers_without_todo_are_told_of_where_main_is_a_thin_client(half):
     finally:
         set_thin_client(half.main.client, False)
     assert len(result.images) == 2 and done.main.attentions == []
-    assert {judge(a, "tiny", 1) for a in done.other.attentions if a.grid != (1, 1)} == {"off"}  # there is no ToDo
+    assert {judge(a, "tiny") for a in done.other.attentions if a.grid != (1, 1)} == {"off"}  # there is no ToDo
     assert "ToDo: 2 of 2 pictures were made without it" in done.log
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.arguments import check_count, check_size
-from benchmarks.methods import counted
+from benchmarks.methods import DENSE, counted, todo
 from benchmarks.speed import clock, settings_of
 from benchmarks.store import RESULTS, Store
 from benchmarks.unets import SD15, Layout, make_inputs, make_unet
@@ -65,13 +66,13 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
     for size in sizes:
         inputs, settings = make_inputs(layout, size, size), settings_of(layout, size)["paper"]
         found = store.results.setdefault(f"{layout.name}, {size} px", {"factor": settings.factor, "ways": {}})
-        ways = {"dense": contextlib.nullcontext, "U-Net": alone(unet, settings), "both": told(unet, settings)}
+        ways = {"dense": DENSE.applied, "U-Net": todo(settings).applied, "both": told(settings)}
         for i in tqdm(range(rounds), desc=f"{layout.name}, {size} px"):
             for name, way in ways.items():
                 entry = found["ways"].setdefault(name, {"seconds": []})
                 if len(entry["seconds"]) > i:
                     continue
-                with way(), counted(unet) as in_unet, counted(control) as in_control:
+                with way(unet), counted(unet) as in_unet, counted(control) as in_control:
                     start = clock()
                     control(*inputs)
                     unet(*inputs)
@@ -80,21 +81,16 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
                 store.save()
 
 
-def alone(unet: nn.Module, settings: Settings):
-    """A way that downsamples the U-Net only: without the host's word, nothing else is looked for."""
-    return lambda: Patch(unet, settings, lambda: 0.0)
-
-
-def told(unet: nn.Module, settings: Settings):
-    """A way that downsamples what runs before the U-Net too, as in the WebUI."""
+def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
+    """What downsamples all that runs before the U-Net too, as in the WebUI: it needs the host's word for a call."""
 
     @contextlib.contextmanager
-    def way() -> Iterator[None]:
+    def applied(unet: nn.Module) -> Iterator[None]:
         with Patch(unet, settings, lambda: 0.0) as patch:
             patch.before_unet(unet)
             yield
 
-    return way
+    return applied
 
 
 def keys_of(seen: dict[int, set[tuple[int, int]]]) -> list[int]:

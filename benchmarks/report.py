@@ -87,10 +87,14 @@ def times(cell: dict, role: str, unit: str = "") -> str:
     return failed or f"{ratio(cell, role):.2f}{unit}"
 
 
+def timed(seconds: list[float]) -> str:
+    """The median, and of how many calls it is."""
+    middle = statistics.median(seconds or [math.nan])
+    return f"{middle:.{3 if middle < 1000 else 4}g} s ({len(seconds)})"
+
+
 def dense_seconds(cell: dict) -> str:
-    """And of how many calls they are the median."""
-    seconds = median(cell, "dense")
-    return f"{seconds:.{3 if seconds < 1000 else 4}g} s ({len(cell['methods']['dense']['seconds'])})"
+    return timed(cell["methods"]["dense"]["seconds"])
 
 
 def overview() -> str:
@@ -183,8 +187,8 @@ def reference() -> str:
         "|---|---|---|---|---|---|",
     ]
     for key, case in cases.items():
-        times = [f"{statistics.median(case['seconds'][way]):.3g} s" for way in ("dense", "reference", "ToDo")]
-        times[0] += f" ({len(case['seconds']['dense'])})"
+        times = [f"{statistics.median(case['seconds'][way]):.3g} s" for way in ("reference", "ToDo")]
+        times.insert(0, timed(case["seconds"]["dense"]))
         away, changed = case["largest difference"], case["largest difference from dense"]
         lines.append(f"| {key} | {away:.2g} | {changed:.2g} | {' | '.join(times)} |")
     return "\n".join(lines)
@@ -196,8 +200,7 @@ def controlnet() -> str:
     lines = [machine("controlnet"), "", head, "|---|---|---|---|---|"]
     for key, cell in load("controlnet")["results"].items():
         seconds = {name: statistics.median(way["seconds"]) for name, way in cell["ways"].items()}
-        calls = len(cell["ways"]["dense"]["seconds"])
-        texts = [f"{seconds['dense']:.3g} s ({calls})"]
+        texts = [timed(cell["ways"]["dense"]["seconds"])]
         for name in ("U-Net", "both"):
             texts.append(f"{seconds[name]:.3g} s, {seconds['dense'] / seconds[name]:.2f} times as fast")
         lines.append(f"| {key} | {' | '.join(texts)} | {cell['factor']:g} |")

@@ -54,7 +54,8 @@ class ToDoScript(scripts.Script):
 
     def before_process(self, p, *args):
         # Who fetches pictures from elsewhere may write their infotexts in `postprocess`: ours comes after all others'.
-        if hasattr(p.scripts, "ordered_callbacks") and not _is_off(args):  # it has none in Forge Classic
+        settings = _settings_from(args)
+        if settings and settings.enabled and hasattr(p.scripts, "ordered_callbacks"):  # Forge Classic has none
             p.scripts.ordered_callbacks("postprocess").sort(key=lambda callback: callback.callback is self)
 
     def process(self, p, *args):
@@ -62,20 +63,17 @@ class ToDoScript(scripts.Script):
         # next one, and the one on which a detailer calls all scripts again, which must not take ours from the original.
         p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in INFOTEXT_KEYS}
         p.comments = {text: v for text, v in p.comments.items() if not text.startswith("ToDo: ")}
-        try:
-            settings = Settings.from_args(args)
-        except SettingsError:
-            return  # the sampler will raise it: an exception from here would be swallowed
-        if settings.enabled:
+        settings = _settings_from(args)
+        if settings and settings.enabled:
             p.todo_passes, p.todo_pictures = {}, 0
             p.extra_generation_params.update(settings.to_infotext())
 
     def process_batch(self, p, *args, **kwargs):
-        if _is_off(args):
+        settings = _settings_from(args)
+        if settings and not settings.enabled:
             return
-        with contextlib.suppress(SettingsError):  # the sampler will raise it
-            # Again: another extension may have written under the same key.
-            p.extra_generation_params.update(Settings.from_args(args).to_infotext())
+        if settings:  # again: another extension may have written under the same key
+            p.extra_generation_params.update(settings.to_infotext())
         if "sample" in vars(p):
             _announce_samplings(p, functools.partial(_begin, p, args))
 
@@ -91,8 +89,8 @@ class ToDoScript(scripts.Script):
         if hasattr(p, "todo_passes"):
             wanted = {key: value for key, value in p.extra_generation_params.items() if key in INFOTEXT_KEYS}
         else:  # process() found ToDo off, or was not called because all pictures are made elsewhere
-            settings = Settings.from_args(args)
-            wanted = settings.to_infotext() if settings.enabled else {}
+            settings = _settings_from(args)
+            wanted = settings.to_infotext() if settings and settings.enabled else {}
         if wanted:
             infotexts = processed.infotexts[processed.index_of_first_image :]
             for doubt in _doubts(wanted, [text for text in infotexts if text], getattr(p, "todo_pictures", 0)):
@@ -100,12 +98,15 @@ class ToDoScript(scripts.Script):
                 logger.warning(doubt)
 
 
-def _is_off(args):
-    """Whether nothing is to be done; values that are not allowed are to be refused."""
+def _settings_from(args):
+    """The settings in these arguments, or None where they are to be refused: by the sampler, once it is called.
+
+    What a script raises before that the host swallows.
+    """
     try:
-        return not Settings.from_args(args).enabled
+        return Settings.from_args(args)
     except SettingsError:
-        return False
+        return None
 
 
 def _begin(p, args, sampler, name=""):

@@ -1,8 +1,24 @@
-"""What the benchmarks' arguments must be."""
+"""The benchmarks' common arguments, and what they must be."""
 
 from __future__ import annotations
 
 import argparse
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --dtype."""
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cuda where there is one, if not given")
+    parser.add_argument("--dtype", choices=DTYPES, help="fp32 on a CPU, else fp16, if not given")
+
+
+def dtype_of(options: argparse.Namespace) -> str:
+    """The name in DTYPES that is meant."""
+    return options.dtype or ("fp32" if options.device == "cpu" else "fp16")
 
 
 def check_size(parser: argparse.ArgumentParser, name: str, size: int) -> None:

@@ -1,6 +1,6 @@
 """What the hooks cost: ToDo by hooks against the same downsampling written by hand into each attention.
 
-    python -m benchmarks.overhead [--rounds 7] [--narrow-rounds 300]
+    python -m benchmarks.overhead [--rounds 7] [--narrow-rounds 300] [--device cuda] [--dtype fp16]
 
 All depths are downsampled, so that all self-attentions have hooks. In the U-Net of SD 1.5 the difference drowns in the
 noise of seconds of computation, so it is also taken in a narrow one with as many layers, where there is little else.
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import check_count
+from benchmarks.arguments import DTYPES, add_device, check_count, dtype_of
 from benchmarks.methods import DENSE, Method, inline, todo
 from benchmarks.speed import clock
 from benchmarks.store import RESULTS, Store
@@ -31,28 +31,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="calls each way of the U-Net of SD 1.5 at 512 px")
     parser.add_argument("--narrow-rounds", type=int, default=300, help="calls each way of the narrow one at 128 px")
+    add_device(parser)
     parser.add_argument("--results", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     check_count(parser, "--rounds", options.rounds)
     check_count(parser, "--narrow-rounds", options.narrow_rounds)
-    store = Store(options.results)
-    measure(NARROW, 128, options.narrow_rounds, store)
-    measure(SD15, 512, options.rounds, store)
+    store = Store(options.results, options.device)
+    for layout, size, rounds in ((NARROW, 128, options.narrow_rounds), (SD15, 512, options.rounds)):
+        measure(layout, size, rounds, options.device, dtype_of(options), store)
 
 
 @torch.inference_mode()
-def measure(layout: Layout, size: int, rounds: int, store: Store) -> None:
+def measure(layout: Layout, size: int, rounds: int, device: str, dtype: str, store: Store) -> None:
     """Add to the store until there are so many rounds."""
-    unet, inputs = make_unet(layout), make_inputs(layout, size, size)
+    unet = make_unet(layout, device, DTYPES[dtype])
+    inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
     ways = {"dense": DENSE, "inline": inline(SETTINGS, (size // 8, size // 8)), "hooks": todo(SETTINGS)}
-    found = store.results.setdefault(f"{layout.name}, {size} px", {name: [] for name in ways})
+    found = store.results.setdefault(f"{layout.name}, {size} px, {dtype}", {name: [] for name in ways})
     found["installed"] = {"before": hooks_on(unet)}
     with ways["hooks"].applied(unet):
         found["installed"]["while on"] = hooks_on(unet)
     for way in ways.values():
         seconds(unet, inputs, way)
     found["installed"]["afterwards"] = hooks_on(unet)
-    for i in tqdm(range(len(found["hooks"]), rounds), desc=f"{layout.name}, {size} px"):
+    for i in tqdm(range(len(found["hooks"]), rounds), desc=f"{layout.name}, {size} px, {dtype}"):
         # Each way goes first, second and third in turn: what ran just before matters at this scale.
         order = list(ways)[i % 3 :] + list(ways)[: i % 3]
         for name in order:
@@ -66,9 +68,9 @@ def hooks_on(unet: torch.nn.Module) -> int:
 
 def seconds(unet: torch.nn.Module, inputs: tuple, way: Method) -> float:
     with way.applied(unet):
-        start = clock()
+        start = clock(inputs[0].device)
         unet(*inputs)
-        return clock() - start
+        return clock(inputs[0].device) - start
 
 
 def added(found: dict[str, list[float]]) -> list[float]:

@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 CHART = RESULTS / "speed.png"
-PRECISION = "fp32"  # of the chart
 LINES = {  # role -> its line in the chart
     "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "", "label": "floor: one key in each self-attention"},
     "1.5 x paper": {"color": "#7fb8e6", "marker": "s", "label": "ToDo, 1.5 times the paper's factors"},
@@ -170,10 +169,12 @@ def hooks() -> str:
         texts.append(f"{middle} ms ({low} to {high})")
         texts.append(", ".join(f"{count} {when}" for when, count in found["installed"].items()))
         lines.append(f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} |")
-    narrow, wide = results.values()
-    seconds = statistics.median(overhead.added(narrow))
-    share = seconds / statistics.median(wide["inline"])
-    lines += ["", f"The {1000 * seconds:.2f} ms of the narrow one are {100 * share:.2f} % of a call of the other one."]
+    cells = list(results.values())
+    for narrow, wide in zip(cells[::2], cells[1::2], strict=True):  # of each precision
+        seconds = statistics.median(overhead.added(narrow))
+        share = seconds / statistics.median(wide["inline"])
+        told = f"The {1000 * seconds:.2f} ms of the narrow one are {100 * share:.2f} % of a call of the other one."
+        lines += ["", told]
     return "\n".join([machine("overhead"), "", *lines])
 
 
@@ -222,11 +223,12 @@ TABLES = {
 
 
 def save_chart(results: dict, path: Path = CHART) -> None:
-    """How many times faster, by size: a panel a model."""
+    """How many times faster, by size: a panel a model, in the precision that was measured first."""
+    precision = next(iter(results)).rpartition(" ")[2]
     figure, axes = plt.subplots(1, len(LAYOUTS), figsize=(11, 4.4), sharey=True)
     for ax, model in zip(axes, LAYOUTS, strict=True):
         # In one precision, or a line would join what does not compare.
-        found = {key: cell for key, cell in cells(results, model).items() if key.endswith(PRECISION)}
+        found = {key: cell for key, cell in cells(results, model).items() if key.endswith(precision)}
         sizes = [int(key.split()[0]) for key in found]
         for role, style in LINES.items():
             ax.plot(sizes, [ratio(cell, role) for cell in found.values()], **style)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.arguments import check_count, check_size
+from benchmarks.arguments import DTYPES, add_device, check_count, check_size, dtype_of
 from benchmarks.methods import DENSE, FLOOR, Method, counted, todo, tome
 from benchmarks.store import RESULTS, Store
 from benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
@@ -33,7 +33,6 @@ FILE = RESULTS / "speed.json"
 LAYOUTS = {layout.name: layout for layout in (SD15, SDXL)}
 SIZES = (512, 768, 1024, 1536, 2048)
 RESET = Path("/proc/self/clear_refs")  # of Linux
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # The paper's factors as its authors' demo has them, and 2 below 1024 where that has none: pixels -> at depths 1 and 2.
 PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}  # which ends at 2048: at 4096 as many keys remain as there
@@ -76,8 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--models", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     add("--sizes", nargs="+", type=int, default=SIZES, help="pixels a side, multiples of 64")
     add("--rounds", type=int, default=3, help="calls of each method")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--dtype", choices=DTYPES, help="fp32 on a CPU, else fp16, if not given")
+    add_device(parser)
     add("--threads", type=int, help="of the processor, all if not given")
     add("--results", type=Path, default=FILE)
     options = parser.parse_args(arguments)
@@ -86,13 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
     check_count(parser, "--rounds", options.rounds)
     if options.threads:
         torch.set_num_threads(options.threads)
-    dtype = options.dtype or ("fp32" if options.device == "cpu" else "fp16")
     if options.device == "cpu":
         refuse_more_than_there_is()
     store = Store(options.results, options.device)
     for name in options.models:
         print(f"{name}: drawing weights", flush=True)
-        measure(LAYOUTS[name], options.sizes, options.rounds, options.device, dtype, store)
+        measure(LAYOUTS[name], options.sizes, options.rounds, options.device, dtype_of(options), store)
 
 
 def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: str, store: Store) -> None:
@@ -155,22 +152,25 @@ def attempt(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torc
 def call(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.Tensor:
     """Run a method once, and add what was seen of it to its entry."""
     with method.applied(unet), counted(unet) as keys, peak_memory(inputs[0].device) as taken:
-        start = clock()
+        start = clock(inputs[0].device)
         output = unet(*inputs)
-        if inputs[0].is_cuda:
-            torch.cuda.synchronize()
-        entry["seconds"].append(round(clock() - start, 4))
+        entry["seconds"].append(round(clock(inputs[0].device) - start, 4))
     # What the allocator keeps for later is taken once only.
     entry["memory"] = min([*taken, *filter(None, [entry.get("memory")])], default=None)
     entry["keys"] = {depth: sorted(counts) for depth, counts in sorted(keys.items())}
     return output
 
 
-def clock() -> float:
-    """Seconds. With a single thread those that the processor spends on it, whatever else the machine does meanwhile."""
-    return (
-        time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
-    )
+def clock(device: torch.device | str = "cpu") -> float:
+    """Seconds, once the device has done all that it was told to.
+
+    Of a processor's single thread only those that it spends on this, whatever else the machine does meanwhile.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,21 @@ def test_peak_memory_is_that_of_the_call(unet):
     assert second[0] < 20 << 20
 
 
-def test_overhead(tmp_path):
+def test_the_clock_waits_for_the_device(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    speed.clock(torch.device("cpu"))
+    assert not waited
+    before = time.perf_counter()
+    assert before <= speed.clock(torch.device("cuda")) <= time.perf_counter()
+    assert waited == [torch.device("cuda")]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_overhead(tmp_path, dtype):
     store = Store(tmp_path / "overhead.json")
-    overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, store)
-    found = store.results["tiny, 64 px"]
+    overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, "cpu", dtype, store)
+    found = store.results[f"tiny, 64 px, {dtype}"]
     # 16 transformers; each has an attention with queries, keys and values
     assert found.pop("installed") == {"before": 0, "while on": 16 * 4, "afterwards": 0}
     assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
-PROMPT_TOKENS = 77
-LATENT_SCALE = 8  # a latent pixel is 8 pixels wide
+from model.parts import LATENT_SCALE, PROMPT_TOKENS, FastAttention
 
 
 @dataclass(frozen=True)
@@ -121,18 +118,3 @@ class TimeEmbedding(nn.Sequential):
 
     def forward(self, waves: torch.Tensor) -> torch.Tensor:
         return super().forward(waves.to(self[0].weight.dtype))
-
-
-class FastAttention(CrossAttention):
-    """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`.
-
-    ldm's plain one holds all scores in memory, which are gigabytes for big pictures.
-    """
-
-    def forward(self, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
-        context = x if context is None else context
-        q, k, v = (
-            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

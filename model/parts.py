@@ -6,15 +6,14 @@ Everything has the names and the layout that Stable Diffusion 1.x has in its che
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 with contextlib.redirect_stdout(io.StringIO()):  # ldm tells that it found no xformers
+    from ldm.modules.attention import CrossAttention
     from ldm.modules.diffusionmodules.model import Decoder, Encoder
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -75,13 +74,9 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
         self.post_quant_conv = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
 
-    def moments(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log of the variance, (B, 4, H/8, W/8) each, of the latents of (B, 3, H, W) pixels from -1 to 1."""
-        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
-        return mean, logvar.clamp(-30, 20)
-
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.moments(pixels)[0]
+        """Latents (B, 4, H/8, W/8), the means without their variance, of (B, 3, H, W) pixels from -1 to 1."""
+        return self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)[0]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.post_quant_conv(latents))
@@ -139,11 +134,26 @@ class _TextLayer(nn.Module):
         return x + self.mlp.fc2(y * torch.sigmoid(1.702 * y))  # CLIP's quick GELU
 
 
+class FastAttention(CrossAttention):
+    """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`.
+
+    ldm's plain one holds all scores in memory, which are gigabytes for big pictures.
+    """
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
+        context = x if context is None else context
+        q, k, v = (
+            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 def make_unet() -> UNetModel:
     unet = UNetModel(**UNET)
     for name, module in unet.named_modules():
         if name.endswith((".attn1", ".attn2")):
-            module.forward = functools.partial(_attend, module)
+            module.__class__ = FastAttention
     return unet
 
 
@@ -151,17 +161,3 @@ def alphas_cumprod() -> torch.Tensor:
     """(1000,): the share of the picture in the noisy latent, squared, at each timestep."""
     betas = torch.linspace(LINEAR_START**0.5, LINEAR_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()
-
-
-def _attend(attn: nn.Module, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
-    """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`; ldm's plain one holds all scores."""
-    context = x if context is None else context
-    q, k, v = (
-        tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        for tokens in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
-    )
-    return attn.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(math.prod(p.shape) for p in module.parameters())

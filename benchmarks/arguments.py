@@ -11,8 +11,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device and --dtype."""
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cuda where there is one, if not given")
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", choices=there, default=there[-1], help=f"here {' or '.join(there)}")
     parser.add_argument("--dtype", choices=DTYPES, help="fp32 on a CPU, else fp16, if not given")
 
 

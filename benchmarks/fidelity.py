@@ -47,6 +47,7 @@ MARKERS = (
     ("s", (0, -16)),
     ("D", (40, -14)),
     ("^", (0, 9)),
+    ("v", (0, -16)),
 )  # of the curves, and where their labels are
 MEASURES = ("error", "psnr", "ssim", "detail")  # the relative error of the final latent, and see compare
 
@@ -64,7 +65,8 @@ def curves(progress: Callable[[], float] = lambda: 0.0) -> dict[str, list[Method
         "ToDo at depth 1": [ours(1.5), ours(2), ours(3), ours(4)],
         "ToDo at depths 1 and 2": [ours(2, max_depth=2)],
         "ToDo in four fifths of the steps": [ours(2, end=0.8), ours(2, start=0.2)],
-        "ToMe": [tome(0.25), tome(0.5), tome(0.75)],
+        "ToMe at depth 1": [tome(0.25), tome(0.5), tome(0.75)],
+        "ToMe at depths 1 and 2": [tome(0.75, depth=2)],
     }
 
 
@@ -146,7 +148,7 @@ def measure(model: Emoji, prompts: list[str], size: int, steps: int, store: Stor
     with tqdm(total=steps * sum(1 + len(names) for names in wanted.values() if names), unit="step") as bar:
         for method in (DENSE, *methods.values()) if any(wanted.values()) else ():  # first calls are slower
             with method.applied(model.unet):
-                model.sample(prompts[:1], model.noise((64, 64), 0), 1)
+                model.sample(prompts[:1], model.noise((size, size), 0), 1)
         for prompt, names in wanted.items():
             if not names:
                 continue
@@ -196,7 +198,7 @@ def summary(cell: dict) -> dict[str, dict[str, tuple[float, float, float]]]:
 
 
 def table(results: dict) -> str:
-    """Markdown: a table for each size, and below it what it says about ToDo against ToMe."""
+    """Markdown: a table for each size."""
     parts = []
     for key, cell in results.items():
         rows = [
@@ -211,7 +213,7 @@ def table(results: dict) -> str:
             speed, error, psnr, ssim, detail = (values[measure] for measure in ("speed", *MEASURES))
             cells = [_spread(speed, 2), _spread([100 * x for x in error], 1, " %"), _spread(psnr, 1), _spread(ssim, 3)]
             rows.append(" | ".join([f"| {name}", grid, *cells, f"{_spread(detail, 2)} |"]))
-        parts.append("\n".join([*rows, "", verdict(cell)]))
+        parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
@@ -220,22 +222,25 @@ def _spread(values, digits: int, unit: str = "") -> str:
     return f"{middle}{unit} ({least} to {greatest})"
 
 
-def verdict(cell: dict) -> str:
-    """Sentences: beside each strength of ToMe, the weakest ToDo at depth 1 that is at least as fast."""
-    found = summary(cell)
-    points = {name: (values["speed"][0], values["error"][0]) for name, values in found.items()}
-    ours = [method.name for method in curves()["ToDo at depth 1"] if method.name in points]
-    told = []
-    for method in curves()["ToMe"]:
-        speed, error = points[method.name]
-        text = f"{method.name} is {speed:.2f} times as fast as dense, with a latent error of {100 * error:.1f} %"
-        as_fast = [name for name in ours if points[name][0] >= speed]
-        if as_fast:
-            speed, error = points[as_fast[0]]
-            told.append(f"{text}; {as_fast[0]} is {speed:.2f} times as fast, with {100 * error:.1f} %.")
-        else:
-            told.append(f"{text}: no ToDo at depth 1 is as fast.")
-    return " ".join(told)
+def verdict(results: dict) -> str:
+    """Markdown: beside each strength of ToMe, the weakest ToDo at depth 1 that is at least as fast."""
+    head = "times as fast | latent error"
+    parts = []
+    for key, cell in results.items():
+        points = {name: (values["speed"][0], values["error"][0]) for name, values in summary(cell).items()}
+        ours = [method.name for method in curves()["ToDo at depth 1"]]
+        rows = [f"| {key} | {head} | at least as fast | {head} |", "|---|---|---|---|---|---|"]
+        for theirs in (name for name in points if name.startswith("ToMe")):
+            as_fast = [name for name in ours if points[name][0] >= points[theirs][0]]
+            beside = _point(as_fast[0], points) if as_fast else "no ToDo at depth 1 | – | –"
+            rows.append(f"| {_point(theirs, points)} | {beside} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _point(name: str, points: dict[str, tuple[float, float]]) -> str:
+    speed, error = points[name]
+    return f"{name} | {speed:.2f} | {100 * error:.1f} %"
 
 
 def chart(results: dict, path: Path) -> None:
@@ -251,7 +256,7 @@ def chart(results: dict, path: Path) -> None:
             for i, (method, point) in enumerate(zip(methods, points, strict=True)):
                 strength = method.name.split(maxsplit=1)[1]
                 apart = i == 1 and len(methods) == 2  # the two of a pair may lie close together
-                beside = (offset[0], -offset[1] - 6 if apart else offset[1])
+                beside = (0, 12) if apart else offset
                 place = {"xytext": beside, "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 ax.annotate(strength, point, color=line.get_color(), **place)
         ax.set(title=f"{key}; medians of {len(cell['prompts'])} prompts", ylim=(0, None))

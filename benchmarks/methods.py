@@ -41,13 +41,15 @@ def inline(settings: Settings, latent_size: tuple[int, int]) -> Method:
     return Method(f"inline {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
 
 
-def tome(ratio: float, max_downsample: int = 1) -> Method:
+def tome(ratio: float, depth: int = 1, largest: int = 1) -> Method:
     """Token merging (Bolya, Hoffman: "Token Merging for Fast Stable Diffusion", 2023) by its authors' tomesd.
 
-    ratio: the share of the tokens that is merged, 0 to 0.75. max_downsample: down to which share of the latent's side,
-    1 for 1/1 only. It is theirs to choose the tokens at random within their 2 x 2 cells where the batch is even.
+    ratio: the share of the tokens that is merged, 0 to 0.75. depth: of the smallest grid that is merged. largest: the
+    grid of depth 1 is the latent's side divided by this. It is theirs to choose the tokens at random within their 2 x 2
+    cells where the batch is even.
     """
-    return Method(f"ToMe {ratio:g}", lambda unet: _tome(unet, ratio, max_downsample))
+    name = f"ToMe {ratio:g}" if depth == 1 else f"ToMe {ratio:g} to depth {depth}"
+    return Method(name, lambda unet: _tome(unet, ratio, largest * 2 ** (depth - 1)))
 
 
 FLOOR = Method("floor", lambda unet: _floor(unet))

@@ -25,6 +25,7 @@ from todo_lib import Settings
 FILE = RESULTS / "overhead.json"
 SETTINGS = Settings(enabled=True, factor=2, max_depth=4, deeper_factor=2)
 NARROW = dataclasses.replace(SD15, name="SD 1.5 layout, 32 channels", channels=32)
+CELLS = ((NARROW, 128), (SD15, 512))  # and pixels
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,8 +38,13 @@ def main(arguments: list[str] | None = None) -> None:
     check_count(parser, "--rounds", options.rounds)
     check_count(parser, "--narrow-rounds", options.narrow_rounds)
     store = Store(options.results, options.device)
-    for layout, size, rounds in ((NARROW, 128, options.narrow_rounds), (SD15, 512, options.rounds)):
-        measure(layout, size, rounds, options.device, dtype_of(options), store)
+    for cell, rounds in zip(CELLS, (options.narrow_rounds, options.rounds), strict=True):
+        measure(*cell, rounds, options.device, dtype_of(options), store)
+
+
+def key(layout: Layout, size: int, dtype: str) -> str:
+    """Of results."""
+    return f"{layout.name}, {size} px, {dtype}"
 
 
 @torch.inference_mode()
@@ -47,14 +53,14 @@ def measure(layout: Layout, size: int, rounds: int, device: str, dtype: str, sto
     unet = make_unet(layout, device, DTYPES[dtype])
     inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
     ways = {"dense": DENSE, "inline": inline(SETTINGS, (size // 8, size // 8)), "hooks": todo(SETTINGS)}
-    found = store.results.setdefault(f"{layout.name}, {size} px, {dtype}", {name: [] for name in ways})
+    found = store.results.setdefault(key(layout, size, dtype), {name: [] for name in ways})
     found["installed"] = {"before": hooks_on(unet)}
     with ways["hooks"].applied(unet):
         found["installed"]["while on"] = hooks_on(unet)
     for way in ways.values():
         seconds(unet, inputs, way)
     found["installed"]["afterwards"] = hooks_on(unet)
-    for i in tqdm(range(len(found["hooks"]), rounds), desc=f"{layout.name}, {size} px, {dtype}"):
+    for i in tqdm(range(len(found["hooks"]), rounds), desc=key(layout, size, dtype)):
         # Each way goes first, second and third in turn: what ran just before matters at this scale.
         order = list(ways)[i % 3 :] + list(ways)[: i % 3]
         for name in order:

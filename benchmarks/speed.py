@@ -16,7 +16,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -42,12 +42,12 @@ SMALLER = (2, 1)
 def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
     """The three ways to choose ToDo's factors for a square picture of `size` pixels.
 
-    SDXL, which the paper does not have, begins at half of the latent's side: there the factors are half as large, 1.5
-    at the least.
+    SDXL, which the paper does not have, begins at half of the latent's side: there the factors are half as large, at
+    depth 1 they are 1.5 at the least.
     """
     first, second = PAPER.get(size, SMALLER)
     if not layout.transformers[0]:
-        first, second = max(1.5, first / 2), 1
+        first, second = max(1.5, first / 2), max(1, second / 2)
     depth = 2 if second > 1 else 1
 
     def chosen(more: float) -> Settings:
@@ -59,14 +59,14 @@ def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
 
 def methods_of(unet: nn.Module, layout: Layout, size: int) -> dict[str, Method]:
     """Role -> method. Roles share a method where they come to the same key grids, which is measured once then."""
-    roles = {"dense": DENSE}
+    roles, chosen = {"dense": DENSE}, settings_of(layout, size)
     by_grids = {tuple(p.grid for p in plan(unet, (size // 8, size // 8), Settings(factor=1))): DENSE}
-    for role, settings in settings_of(layout, size).items():
+    for role, settings in chosen.items():
         grids = tuple(p.kept for p in plan(unet, (size // 8, size // 8), settings))
         roles[role] = by_grids.setdefault(grids, todo(settings))
-    # tomesd counts from the latent's own size, where SDXL has no attention.
-    largest = 1 if layout.transformers[0] else 2
-    return roles | {f"ToMe {ratio:g}": tome(ratio, largest) for ratio in (0.5, 0.75)} | {"floor": FLOOR}
+    # Merged are the grids that the paper downsamples. SDXL's depth 1 is half of the latent.
+    where = {"depth": chosen["paper"].max_depth, "largest": 1 if layout.transformers[0] else 2}
+    return roles | {f"ToMe {ratio:g}": tome(ratio, **where) for ratio in (0.5, 0.75)} | {"floor": FLOOR}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,13 +104,16 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
         missing = sum(max(0, rounds - len(entry["seconds"])) for entry in found.values() if "failed" not in entry)
         if not missing:
             continue
-        warm_up(unet, make_inputs(layout, 128, 128, device, DTYPES[dtype]), methods.values())
         inputs, dense = make_inputs(layout, size, size, device, DTYPES[dtype]), None
+        # A GPU chooses its kernels by size, and what it does not have yet it loads and allocates in the first call.
+        small = inputs if device == "cuda" else make_inputs(layout, 128, 128, device, DTYPES[dtype])
+        for method in methods.values():
+            attempt(unet, small, method, {"seconds": []})
         with blocks_shown(unet, missing) as bar:
             for i in range(rounds):
                 for name, method in methods.items():
-                    done = len(found[name]["seconds"]) > i or "failed" in found[name]
-                    if done and not (method is DENSE and dense is None):
+                    done = len(found[name]["seconds"]) > i and not (method is DENSE and dense is None)
+                    if done or "failed" in found[name]:
                         continue
                     bar.set_description(f"{layout.name}, {size} px, round {i + 1} of {rounds}, {name}")
                     output = attempt(unet, inputs, method, found[name])
@@ -128,13 +131,6 @@ def refuse_more_than_there_is() -> None:
 
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (there, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-@torch.inference_mode()
-def warm_up(unet: nn.Module, inputs: tuple, methods: Iterable[Method]) -> None:
-    for method in methods:
-        with method.applied(unet):
-            unet(*inputs)
 
 
 def attempt(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.Tensor | None:

@@ -28,7 +28,8 @@ class Store:
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["machine"] != self.machine:
-                changed = [key for key, value in self.machine.items() if kept["machine"].get(key) != value]
+                keys = {**kept["machine"], **self.machine}
+                changed = [key for key in keys if kept["machine"].get(key) != self.machine.get(key)]
                 raise SystemExit(f"{path} was made with another {', '.join(changed)}: move it away to measure anew")
             self.results = kept["results"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import all as everything_run
 from benchmarks import controlnet, overhead, reference, speed
 from benchmarks.methods import DENSE, FLOOR, counted, inline, todo, tome
 from benchmarks.store import Store
@@ -71,8 +73,10 @@ def test_the_keys_of_each_method(unet, method, keys):
 def test_keys_of_sdxl():
     """It has two grids with self-attention, of two and ten blocks a transformer, and no other one."""
     unet = make_unet(TINY_XL)
-    (_, dense), (_, merged) = run(unet, DENSE, TINY_XL), run(unet, tome(0.75, 2), TINY_XL)
+    (_, dense), (_, merged) = run(unet, DENSE, TINY_XL), run(unet, tome(0.75, largest=2), TINY_XL)
+    _, deeper = run(unet, tome(0.75, depth=2, largest=2), TINY_XL)
     assert dense == {1: {(96, 96)}, 2: {(24, 24)}}
+    assert deeper == {1: {(24, 24)}, 2: {(6, 6)}}
     assert merged == {1: {(24, 24)}, 2: {(24, 24)}}
     blocks = [len(m.transformer_blocks) for m in unet.modules() if hasattr(m, "transformer_blocks")]
     assert blocks == [2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2]
@@ -100,6 +104,7 @@ def test_the_same_seed_makes_the_same_unet():
         (SD15, 4096, {"paper": (8, 4), "1.5 x paper": (8, 6), "auto": (8, 1)}),
         (SDXL, 1024, {"paper": (1.5, 1), "1.5 x paper": (2.25, 1), "auto": (1, 1)}),
         (SDXL, 2048, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (2, 1)}),
+        (SDXL, 4096, {"paper": (4, 2), "1.5 x paper": (6, 3), "auto": (4, 1)}),
     ],
 )
 def test_factors(layout, size, factors):
@@ -107,6 +112,11 @@ def test_factors(layout, size, factors):
     chosen = speed.settings_of(layout, size)
     found = {role: tuple(s.factor_at(d, top) if d <= s.max_depth else 1 for d in (1, 2)) for role, s in chosen.items()}
     assert found == factors
+
+
+@pytest.mark.parametrize(("size", "merging"), [(1536, "ToMe 0.75"), (2048, "ToMe 0.75 to depth 2")])
+def test_tokens_are_merged_where_the_paper_downsamples(unet, size, merging):
+    assert speed.methods_of(unet, TINY, size)["ToMe 0.75"].name == merging
 
 
 def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
@@ -147,7 +157,6 @@ def test_a_method_that_needs_too_much_memory_is_told_of(tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(speed, "FLOOR", dataclasses.replace(FLOOR, applied=failing))
-    monkeypatch.setattr(speed, "warm_up", lambda *_: None)
     speed.measure(TINY, [64], 2, "cpu", "bf16", Store(tmp_path / "speed.json"))
     (cell,) = json.loads((tmp_path / "speed.json").read_text())["results"].values()
     assert cell["methods"].pop("floor") == {"seconds": [], "failed": "out of memory"}
@@ -156,9 +165,9 @@ def test_a_method_that_needs_too_much_memory_is_told_of(tmp_path, monkeypatch):
 
 def test_results_of_another_machine_are_not_added_to(tmp_path):
     store = Store(tmp_path / "speed.json")
-    store.machine = {**store.machine, "processor": "another", "torch": "1.0"}
+    store.machine = {**store.machine, "processor": "another", "torch": "1.0", "gpu": "one"}
     store.save()
-    with pytest.raises(SystemExit, match="was made with another processor, torch: move it away"):
+    with pytest.raises(SystemExit, match="was made with another processor, torch, gpu: move it away"):
         Store(tmp_path / "speed.json")
 
 
@@ -238,6 +247,28 @@ def test_the_reference_computes_the_same(theirs):
 
 
 @pytest.mark.parametrize(
+    ("cuda", "of_speed"),
+    [
+        (False, [["--dtype", "fp32"], ["--sizes", "4096", "--dtype", "bf16", "--rounds", "1"]]),
+        (
+            True,
+            [["--dtype", "fp16"], ["--dtype", "bf16"], ["--sizes", "4096", "--dtype", "bf16", "--rounds", "3"]],
+        ),
+    ],
+)
+def test_all_are_run(monkeypatch, cuda, of_speed):
+    run = {}
+    for path in Path(speed.__file__).parent.glob("*.py"):
+        module = importlib.import_module(f"benchmarks.{path.stem}")
+        if hasattr(module, "main") and module is not everything_run:
+            recorded = run.setdefault(path.stem, [])
+            monkeypatch.setattr(module, "main", lambda arguments=(), recorded=recorded: recorded.append(arguments))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    everything_run.main(["somewhere"])
+    assert all(run.values()) and run["reference"] == [["somewhere"]] and run["speed"] == of_speed
+
+
+@pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
         (speed.main, ["--sizes", "100"], "--sizes: 100 is not allowed: it must be a multiple of 64 from 64 on"),
@@ -245,7 +276,9 @@ def test_the_reference_computes_the_same(theirs):
         (speed.main, ["--models", "SD 3"], "invalid choice: 'SD 3' (choose from"),
         (controlnet.main, ["--sizes", "1000"], "--sizes: 1000 is not allowed: it must be a multiple of 64 from 64 on"),
         (controlnet.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
+        (overhead.main, ["--device", "cdua"], "--device: invalid choice: 'cdua' (choose from"),
         (overhead.main, ["--narrow-rounds", "0"], "--narrow-rounds: 0 is not allowed: it must be 1 or more"),
+        (everything_run.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
         (reference.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
     ],
 )

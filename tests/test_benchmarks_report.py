@@ -8,7 +8,7 @@ import re
 import matplotlib.image
 import pytest
 
-from benchmarks import report
+from benchmarks import overhead, report
 from benchmarks.speed import LAYOUTS
 
 
@@ -80,17 +80,20 @@ def test_hooks(known, monkeypatch):
     narrow = {"dense": [0.1] * 3, "inline": [0.1] * 3, "hooks": [0.101, 0.102, 0.103], "installed": installed}
     wide = {"dense": [12.0] * 3, "inline": [10.0] * 3, "hooks": [10.0, 9.0, 11.0], "installed": installed}
     faster = {way: [seconds / 2 for seconds in wide[way]] for way in ("dense", "inline", "hooks")}
+    small, large = (f"{layout.name}, {size} px" for layout, size in overhead.CELLS)
+    cells = {f"{small}, fp32": narrow, f"{small}, bf16": narrow, f"{large}, fp32": wide, f"{small}, fp16": narrow}
+    cells |= {f"{large}, fp16": faster, f"{large}, bf16": {way: times[:1] for way, times in faster.items()}}
     faster["installed"] = installed
-    cells = {"narrow": narrow, "wide": wide, "narrow, fp16": narrow, "wide, fp16": faster}
     kept = {**report.load("overhead"), "results": cells}
     monkeypatch.setattr(report, "load", lambda name: kept)
     lines = report.hooks().splitlines()
-    row = (
-        "| narrow, 3 rounds | 100 ms | 100 ms | 102 ms | 2.00 ms (1.00 to 3.00) | 0 before, 64 while on, 0 afterwards |"
-    )
-    assert row in lines
-    told = "The 2.00 ms of the narrow one are {} % of a call of the other one."
-    assert [line for line in lines if line.startswith("The ")] == [told.format("0.02"), told.format("0.04")]
+    row = "100 ms | 100 ms | 102 ms | 2.00 ms (1.00 to 3.00) | 0 before, 64 while on, 0 afterwards |"
+    assert f"| {small}, fp32, 3 rounds | {row}" in lines
+    told = "In {} the 2.00 ms of the narrow one are {} % of the other's call."
+    assert [line for line in lines if line.startswith("In ")] == [
+        told.format("fp32", "0.02"),
+        told.format("fp16", "0.04"),
+    ]
 
 
 def test_controlnet(known, monkeypatch):

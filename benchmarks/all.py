@@ -1,0 +1,35 @@
+"""All benchmarks, and then the documents and charts from their figures.
+
+    git clone https://github.com/ethansmith2000/ImprovedTokenMerge
+    python -m benchmarks.all ImprovedTokenMerge
+
+Hours on a CPU; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks import controlnet, fidelity, overhead, redundancy, reference, report, speed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="where ImprovedTokenMerge is")
+    options = parser.parse_args(arguments)
+    on_gpu = torch.cuda.is_available()
+    reference.main([options.folder])
+    for dtype in ("fp16", "bf16") if on_gpu else ("fp32",):
+        overhead.main(["--dtype", dtype])
+        speed.main(["--dtype", dtype])
+    speed.main(["--sizes", "4096", "--dtype", "bf16", "--rounds", "3" if on_gpu else "1"])
+    controlnet.main([])
+    fidelity.main([])
+    redundancy.main([])
+    report.main()
+
+
+if __name__ == "__main__":
+    main()

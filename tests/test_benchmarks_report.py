@@ -61,6 +61,11 @@ def test_memory_difference_and_overview(known):
     assert "| SDXL, 1024 px | 10 s (3) | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
 
 
+def test_calls_are_those_of_the_method_with_the_fewest(known):
+    known["results"]["SDXL, 512 px, fp32"]["methods"]["floor"]["seconds"] = [2.0]
+    assert "| SDXL, 512 px | 10 s (1) |" in report.overview()
+
+
 def test_a_method_that_failed(known):
     cells = known["results"]
     cells["SD 1.5, 4096 px, bf16"] = cell = copy.deepcopy(cells["SD 1.5, 512 px, fp32"])

@@ -225,10 +225,10 @@ def _spread(values, digits: int, unit: str = "") -> str:
 def verdict(results: dict) -> str:
     """Markdown: beside each strength of ToMe, the weakest ToDo at depth 1 that is at least as fast."""
     head = "times as fast | latent error"
+    ours = [method.name for method in curves()["ToDo at depth 1"]]
     parts = []
     for key, cell in results.items():
         points = {name: (values["speed"][0], values["error"][0]) for name, values in summary(cell).items()}
-        ours = [method.name for method in curves()["ToDo at depth 1"]]
         rows = [f"| {key} | {head} | at least as fast | {head} |", "|---|---|---|---|---|---|"]
         for theirs in (name for name in points if name.startswith("ToMe")):
             as_fast = [name for name in ours if points[name][0] >= points[theirs][0]]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.arguments import DTYPES, add_device, check_count, dtype_of
 from benchmarks.methods import DENSE, Method, inline, todo
-from benchmarks.speed import clock
+from benchmarks.speed import cell_key, clock
 from benchmarks.store import RESULTS, Store
 from benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Settings
@@ -42,25 +42,20 @@ def main(arguments: list[str] | None = None) -> None:
         measure(*cell, rounds, options.device, dtype_of(options), store)
 
 
-def key(layout: Layout, size: int, dtype: str) -> str:
-    """Of results."""
-    return f"{layout.name}, {size} px, {dtype}"
-
-
 @torch.inference_mode()
 def measure(layout: Layout, size: int, rounds: int, device: str, dtype: str, store: Store) -> None:
     """Add to the store until there are so many rounds."""
     unet = make_unet(layout, device, DTYPES[dtype])
     inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
     ways = {"dense": DENSE, "inline": inline(SETTINGS, (size // 8, size // 8)), "hooks": todo(SETTINGS)}
-    found = store.results.setdefault(key(layout, size, dtype), {name: [] for name in ways})
+    found = store.results.setdefault(cell_key(layout, size, dtype), {name: [] for name in ways})
     found["installed"] = {"before": hooks_on(unet)}
     with ways["hooks"].applied(unet):
         found["installed"]["while on"] = hooks_on(unet)
     for way in ways.values():
         seconds(unet, inputs, way)
     found["installed"]["afterwards"] = hooks_on(unet)
-    for i in tqdm(range(len(found["hooks"]), rounds), desc=key(layout, size, dtype)):
+    for i in tqdm(range(len(found["hooks"]), rounds), desc=cell_key(layout, size, dtype)):
         # Each way goes first, second and third in turn: what ran just before matters at this scale.
         order = list(ways)[i % 3 :] + list(ways)[: i % 3]
         for name in order:

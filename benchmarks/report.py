@@ -20,7 +20,7 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 
 from benchmarks import fidelity, overhead, redundancy
-from benchmarks.speed import LAYOUTS, median, ratio
+from benchmarks.speed import LAYOUTS, cell_key, median, ratio
 from benchmarks.store import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +177,7 @@ def hooks() -> str:
         texts.append(", ".join(f"{count} {when}" for when, count in found["installed"].items()))
         lines.append(f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} |")
     for precision in dict.fromkeys(key.rpartition(" ")[2] for key in results):
-        narrow, wide = (results.get(overhead.key(*cell, precision)) for cell in overhead.CELLS)
+        narrow, wide = (results.get(cell_key(*cell, precision)) for cell in overhead.CELLS)
         if narrow and wide:
             seconds = statistics.median(overhead.added(narrow))
             share = f"{100 * seconds / statistics.median(wide['inline']):.2f} %"

@@ -92,12 +92,17 @@ def main(arguments: list[str] | None = None) -> None:
         measure(LAYOUTS[name], options.sizes, options.rounds, options.device, dtype_of(options), store)
 
 
+def cell_key(layout: Layout, size: int, dtype: str) -> str:
+    """Of results."""
+    return f"{layout.name}, {size} px, {dtype}"
+
+
 def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: str, store: Store) -> None:
     """Add to the store until each method has so many rounds at each size."""
     unet = make_unet(layout, device, DTYPES[dtype])
     for size in sizes:
         roles = methods_of(unet, layout, size)
-        cell = store.results.setdefault(f"{layout.name}, {size} px, {dtype}", {"methods": {}})
+        cell = store.results.setdefault(cell_key(layout, size, dtype), {"methods": {}})
         cell["roles"] = {role: method.name for role, method in roles.items()}
         methods = {method.name: method for method in roles.values()}
         found = {name: cell["methods"].setdefault(name, {"seconds": []}) for name in methods}
@@ -106,9 +111,9 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
             continue
         inputs, dense = make_inputs(layout, size, size, device, DTYPES[dtype]), None
         # A GPU chooses its kernels by size, and what it does not have yet it loads and allocates in the first call.
-        small = inputs if device == "cuda" else make_inputs(layout, 128, 128, device, DTYPES[dtype])
+        first = inputs if device == "cuda" else make_inputs(layout, 128, 128, device, DTYPES[dtype])
         for method in methods.values():
-            attempt(unet, small, method, {"seconds": []})
+            attempt(unet, first, method, {"seconds": []})
         with blocks_shown(unet, missing) as bar:
             for i in range(rounds):
                 for name, method in methods.items():

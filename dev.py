@@ -1,8 +1,8 @@
 """Run the demo, the tests or the training in a virtual environment of their own.
 
-    python dev.py demo [ARGUMENTS]         the demo (python -m demo)
-    python dev.py train STAGE [ARGUMENTS]  train the small model in model/ anew, see model/README.md
-    python dev.py benchmark NAME [...]     a benchmark (python -m benchmarks.NAME), see benchmarks/README.md
+    python dev.py demo [ARGUMENTS]         the demo (python -m lab.demo)
+    python dev.py train STAGE [ARGUMENTS]  train the small model in lab/model/ anew, see lab/model/README.md
+    python dev.py benchmark NAME [...]     a benchmark (python -m lab.benchmarks.NAME), see lab/benchmarks/README.md
     python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
     python dev.py lint                     lint only
     python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
@@ -56,10 +56,10 @@ def main(command="", *args):
         sys.exit(f"Python 3.10, 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable})")
     if command == "demo":
         prepare("demo")
-        run("-m", "demo", *args)
+        run("-m", "lab.demo", *args)
     elif command == "benchmark" and args:
         prepare("benchmarks")
-        run("-m", f"benchmarks.{args[0]}", *args[1:])
+        run("-m", f"lab.benchmarks.{args[0]}", *args[1:])
     elif command == "compatibility":
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", "docs", *args)
@@ -68,7 +68,7 @@ def main(command="", *args):
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)
     elif command == "train":
         prepare("demo")
-        run("-m", "model.train", *args)
+        run("-m", "lab.model.train", *args)
     elif command in ("tests", "lint"):
         prepare("tests")
         run("-m", "ruff", "check")

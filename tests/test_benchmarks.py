@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import all as everything_run
-from benchmarks import controlnet, overhead, reference, speed
-from benchmarks.methods import DENSE, FLOOR, counted, inline, todo, tome
-from benchmarks.store import Store
-from benchmarks.unets import SD15, SDXL, make_inputs, make_unet
+from lab.benchmarks import all as everything_run
+from lab.benchmarks import controlnet, overhead, reference, speed
+from lab.benchmarks.methods import DENSE, FLOOR, counted, inline, todo, tome
+from lab.benchmarks.store import Store
+from lab.benchmarks.unets import SD15, SDXL, make_inputs, make_unet
 from tests.todo_lib.unets import state
 from todo_lib import Settings
 
@@ -259,7 +259,7 @@ def test_the_reference_computes_the_same(theirs):
 def test_all_are_run(monkeypatch, cuda, of_speed):
     run = {}
     for path in Path(speed.__file__).parent.glob("*.py"):
-        module = importlib.import_module(f"benchmarks.{path.stem}")
+        module = importlib.import_module(f"lab.benchmarks.{path.stem}")
         if hasattr(module, "main") and module is not everything_run:
             recorded = run.setdefault(path.stem, [])
             monkeypatch.setattr(module, "main", lambda arguments=(), recorded=recorded: recorded.append(arguments))

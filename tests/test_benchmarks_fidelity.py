@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import fidelity
-from benchmarks.methods import DENSE, counted
-from benchmarks.store import Store
-from model.emoji import load
+from lab.benchmarks import fidelity
+from lab.benchmarks.methods import DENSE, counted
+from lab.benchmarks.store import Store
+from lab.model.emoji import load
 
 SIZE, STEPS = 128, 5
 OPTIONS = ["--size", str(SIZE), "--steps", str(STEPS), "--prompts", "1"]

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import redundancy
-from model.emoji import Emoji, load
+from lab.benchmarks import redundancy
+from lab.model.emoji import Emoji, load
 
 OPTIONS = ["--size", "128", "--steps", "2", "--prompts", "1"]
 

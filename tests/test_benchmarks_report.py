@@ -8,8 +8,8 @@ import re
 import matplotlib.image
 import pytest
 
-from benchmarks import overhead, report
-from benchmarks.speed import LAYOUTS
+from lab.benchmarks import overhead, report
+from lab.benchmarks.speed import LAYOUTS
 
 
 @pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.parent.name)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.methods import counted
-from demo import __main__ as demo
-from model.emoji import load
+from lab.benchmarks.methods import counted
+from lab.demo import __main__ as demo
+from lab.model.emoji import load
 from todo_lib import Settings, plan
 
 TINY = ["--size", "128x64", "--steps", "2"]
@@ -29,7 +29,7 @@ def names(folder):
 
 
 def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "demo", "A blue  heart", "banana", *TINY, "--output", str(tmp_path / "new")]
+    command = [sys.executable, "-m", "lab.demo", "A blue  heart", "banana", *TINY, "--output", str(tmp_path / "new")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
     assert done.returncode == 0, done.stderr
     for prompt in ("blue heart", "banana"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model import card
-from model.emoji import LARGE_SIZE, NATIVE_SIZE, load
-from model.pictures import CAPTIONS
-from model.tokens import END, START, Tokenizer
+from lab.model import card
+from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, load
+from lab.model.pictures import CAPTIONS
+from lab.model.tokens import END, START, Tokenizer
 
 TEXTS = list(CAPTIONS.values())
 

@@ -6,8 +6,8 @@ from client import Client
 from hosts import A1111
 from server import WebUI
 
-from model import card
-from model.emoji import LARGE_SIZE, install
+from lab.model import card
+from lab.model.emoji import LARGE_SIZE, install
 
 PROMPT = "red heart"
 REQUEST = {"prompt": PROMPT, "width": LARGE_SIZE, "height": LARGE_SIZE, "steps": 8, "cfg_scale": 2, "model": "emoji"}

@@ -1,6 +1,6 @@
 """How much a picture changes for how much speed: ToDo and token merging on the trained model, against dense.
 
-    python -m benchmarks.fidelity [--size 512] [--steps 20] [--prompts 16]
+    python -m lab.benchmarks.fidelity [--size 512] [--steps 20] [--prompts 16]
 
 Each prompt has a seed of its own, with which it is drawn dense and then by every method. A run that was stopped goes on
 where it was.
@@ -28,13 +28,13 @@ from skimage.filters import laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
-from benchmarks.arguments import check_count, check_size
-from benchmarks.methods import DENSE, Method, counted, todo, tome
-from benchmarks.speed import clock
-from benchmarks.store import RESULTS, Store
-from demo.sheet import save_sheet
-from model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
-from model.pictures import CAPTIONS
+from lab.benchmarks.arguments import check_count, check_size
+from lab.benchmarks.methods import DENSE, Method, counted, todo, tome
+from lab.benchmarks.speed import clock
+from lab.benchmarks.store import RESULTS, Store
+from lab.demo.sheet import save_sheet
+from lab.model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
+from lab.model.pictures import CAPTIONS
 from todo_lib import Settings
 
 PROMPTS = list(CAPTIONS.values())

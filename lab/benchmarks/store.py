@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from demo.machine import processor
+from lab.demo.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,6 +1,6 @@
 """How much alike neighbouring tokens are: the premise of ToDo, on the trained model.
 
-    python -m benchmarks.redundancy [--size 512] [--steps 20] [--prompts 16]
+    python -m lab.benchmarks.redundancy [--size 512] [--steps 20] [--prompts 16]
 
 Each prompt is drawn dense. At every step, the tokens that each self-attention takes its keys and values from are
 compared by cosine similarity: neighbours with each other, and any two tokens of the same grid. A run that was stopped
@@ -25,9 +25,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.fidelity import GUIDANCE, PROMPTS, open_cell, parse
-from benchmarks.store import Store
-from model.emoji import Emoji, load
+from lab.benchmarks.fidelity import GUIDANCE, PROMPTS, open_cell, parse
+from lab.benchmarks.store import Store
+from lab.model.emoji import Emoji, load
 from todo_lib.unet import spatial_transformers
 
 KINDS = ("neighbours", "any two")

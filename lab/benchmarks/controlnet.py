@@ -1,6 +1,6 @@
 """What it saves to downsample a ControlNet too: one call of it and of the U-Net of SD 1.5, three ways.
 
-    python -m benchmarks.controlnet [--sizes 1024 1536] [--rounds 3]
+    python -m lab.benchmarks.controlnet [--sizes 1024 1536] [--rounds 3]
 
 Random weights, batch 1, single precision. The three take turns, medians are compared, and a run that was stopped goes
 on where it was.
@@ -20,11 +20,11 @@ from ldm.modules.diffusionmodules.openaimodel import timestep_embedding
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.arguments import check_count, check_size
-from benchmarks.methods import DENSE, counted, todo
-from benchmarks.speed import clock, settings_of
-from benchmarks.store import RESULTS, Store
-from benchmarks.unets import SD15, Layout, make_inputs, make_unet
+from lab.benchmarks.arguments import check_count, check_size
+from lab.benchmarks.methods import DENSE, counted, todo
+from lab.benchmarks.speed import clock, settings_of
+from lab.benchmarks.store import RESULTS, Store
+from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Patch, Settings
 
 FILE = RESULTS / "controlnet.json"

@@ -1,6 +1,6 @@
 """The finished model: load it and draw with it, without a WebUI.
 
-from model.emoji import load
+from lab.model.emoji import load
 pictures = load().draw(["red apple"], seed=1)
 """
 
@@ -16,8 +16,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from model.parts import LATENT_CHANNELS, LATENT_SCALE, TIMESTEPS, Autoencoder, TextEncoder, alphas_cumprod, make_unet
-from model.tokens import Tokenizer
+from lab.model.parts import (
+    LATENT_CHANNELS,
+    LATENT_SCALE,
+    TIMESTEPS,
+    Autoencoder,
+    TextEncoder,
+    alphas_cumprod,
+    make_unet,
+)
+from lab.model.tokens import Tokenizer
 
 HERE = Path(__file__).parent
 CHECKPOINT, CONFIG, TOKENIZER = HERE / "emoji.safetensors", HERE / "emoji.yaml", HERE / "emoji"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from model.parts import PROMPT_TOKENS
+from lab.model.parts import PROMPT_TOKENS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's pattern, with what Python's re has in place of \p{L} and \p{N}.

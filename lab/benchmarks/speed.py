@@ -1,6 +1,6 @@
 """Speed and memory of a U-Net call: dense, with ToDo, with token merging, and with as good as no self-attention.
 
-    python -m benchmarks.speed [--models "SD 1.5" SDXL] [--sizes 512 768 1024 1536 2048] [--rounds 3]
+    python -m lab.benchmarks.speed [--models "SD 1.5" SDXL] [--sizes 512 768 1024 1536 2048] [--rounds 3]
 
 The methods take turns, one call each a round, so that a machine that gets slower slows them all; medians are compared.
 A run that was stopped goes on where it was; with more rounds it adds to what is there.
@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.arguments import DTYPES, add_device, check_count, check_size, dtype_of
-from benchmarks.methods import DENSE, FLOOR, Method, counted, todo, tome
-from benchmarks.store import RESULTS, Store
-from benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
+from lab.benchmarks.arguments import DTYPES, add_device, check_count, check_size, dtype_of
+from lab.benchmarks.methods import DENSE, FLOOR, Method, counted, todo, tome
+from lab.benchmarks.store import RESULTS, Store
+from lab.benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
 from todo_lib import Settings, plan
 
 FILE = RESULTS / "speed.json"

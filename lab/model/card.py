@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from model.emoji import Emoji
-from model.pictures import CAPTIONS
+from lab.model.emoji import Emoji
+from lab.model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
 PICTURES, SAMPLES, LARGE = (HERE / "docs" / f"{name}.png" for name in ("pictures", "samples", "large"))

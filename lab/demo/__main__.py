@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from demo.machine import processor
-from demo.sheet import save_sheet
-from model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
-from model.pictures import CAPTIONS
+from lab.demo.machine import processor
+from lab.demo.sheet import save_sheet
+from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
+from lab.model.pictures import CAPTIONS
 from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, plan
 
 OUTPUT = Path(__file__).parent / "output"
@@ -126,7 +126,7 @@ def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m demo",
+        prog="python -m lab.demo",
         description=__doc__,
         epilog=f"The model knows these prompts: {_known()}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

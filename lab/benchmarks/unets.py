@@ -8,7 +8,7 @@ import torch
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
-from model.parts import LATENT_SCALE, PROMPT_TOKENS, FastAttention
+from lab.model.parts import LATENT_SCALE, PROMPT_TOKENS, FastAttention
 
 
 @dataclass(frozen=True)

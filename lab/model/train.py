@@ -1,7 +1,7 @@
 """Train the model from scratch: python3 dev.py train autoencoder|unet|export|card, in this order.
 
 Each stage runs for the given minutes, learning rates follow the share of them that is over, and goes on from its last
-checkpoint where it was stopped. Work files lie in model/work; export writes the finished model.
+checkpoint where it was stopped. Work files lie in lab/model/work; export writes the finished model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ldm.modules.diffusionmodules.util import GroupNorm32
 from safetensors.torch import save_file
 from torch import nn
 
-from model import card
-from model.emoji import CHECKPOINT, CONFIG, LARGE_SIZE, NATIVE_SIZE, PREFIXES, TOKENIZER, load
-from model.parts import (
+from lab.model import card
+from lab.model.emoji import CHECKPOINT, CONFIG, LARGE_SIZE, NATIVE_SIZE, PREFIXES, TOKENIZER, load
+from lab.model.parts import (
     AUTOENCODER,
     LATENT_CHANNELS,
     LATENT_SCALE,
@@ -38,14 +38,14 @@ from model.parts import (
     alphas_cumprod,
     make_unet,
 )
-from model.pictures import CAPTIONS, OTHERS, on_white, read_package
-from model.tokens import END, START, Tokenizer
+from lab.model.pictures import CAPTIONS, OTHERS, on_white, read_package
+from lab.model.tokens import END, START, Tokenizer
 
 WORK = Path(__file__).parent / "work"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.model.train", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--package", type=Path, help="the npm package's .tgz, fetched with npm if not given")

@@ -1,6 +1,6 @@
 """Write the figures into the documents, and the charts, from the JSON files of results.
 
-    python -m benchmarks.report
+    python -m lab.benchmarks.report
 
 The documents have places for tables: what stands between <!-- benchmarks: NAME --> and <!-- end --> is made here.
 """
@@ -19,12 +19,12 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 
 import matplotlib.pyplot as plt
 
-from benchmarks import fidelity, overhead, redundancy
-from benchmarks.speed import LAYOUTS, cell_key, median, ratio
-from benchmarks.store import RESULTS
+from lab.benchmarks import fidelity, overhead, redundancy
+from lab.benchmarks.speed import LAYOUTS, cell_key, median, ratio
+from lab.benchmarks.store import RESULTS
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", ROOT / "lab" / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 CHART = RESULTS / "speed.png"
 LINES = {  # role -> its line in the chart

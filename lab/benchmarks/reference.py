@@ -1,7 +1,7 @@
 """Our result and speed against the authors' own code, on the same U-Net with the same weights and inputs.
 
     git clone https://github.com/ethansmith2000/ImprovedTokenMerge
-    python -m benchmarks.reference ImprovedTokenMerge [--rounds 3]
+    python -m lab.benchmarks.reference ImprovedTokenMerge [--rounds 3]
 
 Theirs is written for the attentions of the package diffusers; here it computes those of an `ldm` U-Net, whose
 projections go by the same names. It needs neither diffusers nor xformers to do so, only their names.
@@ -22,11 +22,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.arguments import check_count
-from benchmarks.methods import DENSE, Method, computed_by, todo
-from benchmarks.overhead import seconds
-from benchmarks.store import RESULTS, Store
-from benchmarks.unets import SD15, Layout, make_inputs, make_unet
+from lab.benchmarks.arguments import check_count
+from lab.benchmarks.methods import DENSE, Method, computed_by, todo
+from lab.benchmarks.overhead import seconds
+from lab.benchmarks.store import RESULTS, Store
+from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Settings
 from todo_lib.unet import spatial_transformers
 

@@ -1,7 +1,7 @@
 """All benchmarks, and then the documents and charts from their figures.
 
     git clone https://github.com/ethansmith2000/ImprovedTokenMerge
-    python -m benchmarks.all ImprovedTokenMerge
+    python -m lab.benchmarks.all ImprovedTokenMerge
 
 Hours on a CPU; a run that was stopped goes on where it was.
 """
@@ -12,7 +12,7 @@ import argparse
 
 import torch
 
-from benchmarks import controlnet, fidelity, overhead, redundancy, reference, report, speed
+from lab.benchmarks import controlnet, fidelity, overhead, redundancy, reference, report, speed
 
 
 def main(arguments: list[str] | None = None) -> None:

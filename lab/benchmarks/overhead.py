@@ -1,6 +1,6 @@
 """What the hooks cost: ToDo by hooks against the same downsampling written by hand into each attention.
 
-    python -m benchmarks.overhead [--rounds 7] [--narrow-rounds 300] [--device cuda] [--dtype fp16]
+    python -m lab.benchmarks.overhead [--rounds 7] [--narrow-rounds 300] [--device cuda] [--dtype fp16]
 
 All depths are downsampled, so that all self-attentions have hooks. In the U-Net of SD 1.5 the difference drowns in the
 noise of seconds of computation, so it is also taken in a narrow one with as many layers, where there is little else.
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import DTYPES, add_device, check_count, dtype_of
-from benchmarks.methods import DENSE, Method, inline, todo
-from benchmarks.speed import cell_key, clock
-from benchmarks.store import RESULTS, Store
-from benchmarks.unets import SD15, Layout, make_inputs, make_unet
+from lab.benchmarks.arguments import DTYPES, add_device, check_count, dtype_of
+from lab.benchmarks.methods import DENSE, Method, inline, todo
+from lab.benchmarks.speed import cell_key, clock
+from lab.benchmarks.store import RESULTS, Store
+from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Settings
 
 FILE = RESULTS / "overhead.json"

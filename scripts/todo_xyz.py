@@ -42,4 +42,5 @@ def _axis(xyz_grid, index, field):
     return xyz_grid.AxisOption(label, kind, apply, confirm=confirm, choices=choices)
 
 
-script_callbacks.on_before_ui(add_axes)
+if hasattr(scripts.Script, "process_before_every_sampling"):  # older hosts have no controls of ToDo to set
+    script_callbacks.on_before_ui(add_axes)

@@ -1,7 +1,17 @@
 """ToDo, token downsampling for the self-attention of diffusion U-Nets.
 
 Smith, Saxena, Saha: "ToDo: Token Downsampling for Efficient Generation of High-Resolution Images", IJCAI 2024.
-This package needs torch alone and knows no host. `Settings` says what to do, `Patch` does it, `plan` foretells it.
+
+    from todo_lib import Patch, Settings
+
+    step, steps = 0, 20
+    with Patch(unet, Settings(enabled=True, factor=2), lambda: step / steps) as patch:
+        for step in range(steps):
+            latent = denoise(unet, latent, step)
+    print(patch.report)
+
+Read `grid.py` first (which tokens become keys), then `hooks.py` (how the self-attentions get them). This package needs
+torch alone and knows no host. Its part for the WebUI is `todo_lib.webui`.
 """
 
 from todo_lib.patch import Patch
@@ -9,4 +19,5 @@ from todo_lib.plan import DepthPlan, plan
 from todo_lib.report import Report
 from todo_lib.settings import FIELDS, Settings, SettingsError
 
-__all__ = ["FIELDS", "DepthPlan", "Patch", "Report", "Settings", "SettingsError", "plan"]
+__version__ = "0.2.0"
+__all__ = ["FIELDS", "DepthPlan", "Patch", "Report", "Settings", "SettingsError", "__version__", "plan"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+Grid = tuple[int, int]  # (rows, columns)
+
 
 def kept_size(size: int, factor: float) -> int:
     """How many of `size` rows (or columns) a factor of 1 or more keeps: max(1, floor(size / factor))."""
@@ -20,9 +22,7 @@ def kept_rows(size: int, kept: int, device: torch.device | str | None = None) ->
     return ((2 * torch.arange(kept, device=device) + 1) * size).div(2 * kept, rounding_mode="floor")
 
 
-def kept_tokens(
-    grid: tuple[int, int], kept: tuple[int, int], grids: int = 1, device: torch.device | str | None = None
-) -> torch.Tensor:
+def kept_tokens(grid: Grid, kept: Grid, grids: int = 1, device: torch.device | str | None = None) -> torch.Tensor:
     """Positions of the kept tokens in a sequence of `grids` whole H x W grids, each row by row.
 
     grid: (H, W). kept: (h, w), at most (H, W). Returns int64 of shape (grids * h * w,), made on `device` without

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-Grid = tuple[int, int]
+from todo_lib.grid import Grid
 
-# How the names of self-attentions begin that are not the U-Net's own but those of a copy of its encoder.
+# Names of self-attentions begin so where they are not the U-Net's own but those of a copy of its encoder.
 CONTROL = "ControlNet"
 
 
 @dataclass
 class Report:
-    """What a patch has done so far.
+    """What a patch has done so far. The patch tells it by the verbs below; people read `str(report)`.
 
-    transformers: how many spatial transformers with self-attention the U-Net has. ran: whether any within max depth has
-    run. steps: the positions i / n at which the U-Net was called. active_steps: those of them that are between start
-    and end, and at which such transformers ran. layers: (depth, grid, kept grid) -> names of the self-attentions
-    downsampled so, grids as (H, W). left: names of self-attentions whose tokens were not their grid, because another
-    patch tiles or merges them; they were left to it. replaced: names of those that another patch computes itself, maybe
-    with as many keys as queries in mind; they were left to it too. Names of layers
-    outside the U-Net begin with CONTROL.
+    transformers: the number of spatial transformers with self-attention that the U-Net has.
+    ran: whether any of them within max depth has run.
+    steps: the positions i / n at which the U-Net was called.
+    active_steps: the positions between start and end at which a spatial transformer within max depth ran.
+    layers: (depth, grid, kept grid) -> names of the self-attentions downsampled so. Grids are (H, W).
+    foreign_tokens: names of self-attentions left to another patch because their tokens were not their grid.
+    foreign_computation: names of self-attentions left to another patch because it computes them itself.
     """
 
     transformers: int = 0
@@ -28,21 +28,50 @@ class Report:
     steps: set[float] = field(default_factory=set)
     active_steps: set[float] = field(default_factory=set)
     layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
-    left: set[str] = field(default_factory=set)
-    replaced: set[str] = field(default_factory=set)
+    foreign_tokens: set[str] = field(default_factory=set)
+    foreign_computation: set[str] = field(default_factory=set)
+
+    def patched(self, transformers: int) -> None:
+        """Note that a U-Net with so many spatial transformers is patched from now on."""
+        self.transformers = transformers
+
+    def unet_called(self, position: float) -> None:
+        """Note that the U-Net is called at the step at this position."""
+        self.steps.add(position)
+
+    def transformer_runs(self, position: float, active: bool) -> None:
+        """Note that a spatial transformer within max depth runs, at a step between start and end or not."""
+        self.ran = True
+        self.steps.add(position)
+        if active:
+            self.active_steps.add(position)
+
+    def downsampled(self, name: str, depth: int, grid: Grid, kept: Grid) -> None:
+        """Note that this self-attention has taken its keys and values from the kept grid."""
+        self.layers.setdefault((depth, grid, kept), set()).add(name)
+
+    def left_tokens(self, name: str) -> None:
+        """Note that this self-attention was left alone, as its tokens were not its grid."""
+        self.foreign_tokens.add(name)
+
+    def left_computation(self, name: str) -> None:
+        """Note that this self-attention was left alone, as another patch computes it."""
+        self.foreign_computation.add(name)
 
     def __str__(self) -> str:
-        """One line for the user: grids (width x height, as the host writes sizes), layers and steps, or why nothing."""
+        """One line for people: grids (width x height, as the WebUI writes sizes), layers and steps, or why nothing."""
         parts = [
             f"depth {depth}: {_size(grid)} tokens, keys from {_size(kept)} ({_layers(names)})"
             for (depth, grid, kept), names in sorted(self.layers.items())
         ]
         parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps" if parts else "nothing downsampled")
-        if self.left:
-            parts.append(f"{_layers(self.left)} left to another patch that tiles or merges their tokens")
-        if self.replaced:
-            parts.append(f"{_layers(self.replaced)} left to another patch that computes their attention itself")
-        if not (self.layers or self.left or self.replaced):
+        if self.foreign_tokens:
+            parts.append(f"{_layers(self.foreign_tokens)} left to another patch that tiles or merges their tokens")
+        if self.foreign_computation:
+            parts.append(
+                f"{_layers(self.foreign_computation)} left to another patch that computes their attention itself"
+            )
+        if not (self.layers or self.foreign_tokens or self.foreign_computation):
             parts.append(self._reason())
         return ", ".join(parts)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -59,9 +58,6 @@ class Field:
 
 def _setting(default: bool | int | float | str, label: str, help: str, **spec: Any) -> Any:
     return dataclasses.field(default=default, metadata={"label": label, "help": help, **spec})
-
-
-_AUTO = "auto"  # stands in the infotext for the factor where it is chosen from the size
 
 
 @dataclass(frozen=True)
@@ -134,29 +130,10 @@ class Settings:
             object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
         # An empty range that is switched off harms nobody; it must not stop pictures made without ToDo.
         if self.enabled and self.end < self.start:
+            end = next(field for field in FIELDS if field.name == "end")
             raise SettingsError(
-                f"ToDo: end = {self.end!r} is not allowed: it must not be below start = {self.start!r} "
-                f"({_BY_NAME['end'].allowed})"
+                f"ToDo: end = {self.end!r} is not allowed: it must not be below start = {self.start!r} ({end.allowed})"
             )
-
-    @classmethod
-    def from_args(cls, args: Sequence[Any]) -> Settings:
-        """Settings from positional arguments; missing trailing ones take their defaults.
-
-        A mapping in the first place names settings and goes before the positional values. Raises SettingsError also
-        for an unknown name or too many values.
-        """
-        if len(args) > len(FIELDS):
-            raise SettingsError(f"ToDo: {len(args)} arguments are not allowed: there are {len(FIELDS)} settings")
-        values = {field.name: value for field, value in zip(FIELDS, args, strict=False)}
-        if args and isinstance(args[0], Mapping):
-            del values["enabled"]
-            values.update(args[0])
-        for name, value in values.items():
-            if name not in _BY_NAME:
-                names = ", ".join(_BY_NAME)
-                raise SettingsError(f"ToDo: unknown argument {name!r} = {value!r}: the arguments are {names}")
-        return cls(**values)
 
     def factor_at(self, depth: int, top_grid: tuple[int, int]) -> float:
         """The factor at a depth (1 is the largest grid).
@@ -176,57 +153,6 @@ class Settings:
         """Whether the step at this position i / n of the pass's sampling steps is downsampled."""
         return self.start <= position < self.end
 
-    def to_infotext(self) -> dict[str, str]:
-        """The infotext of enabled settings: factor and max depth always, the others where they differ or matter."""
-        texts = {}
-        for field in FIELDS:
-            value = getattr(self, field.name)
-            always = field.name in ("factor", "max_depth")
-            matters = field.name == "deeper_factor" and self.max_depth > 1 and not self.auto
-            if field.infotext and (always or matters or value != field.default):
-                texts[field.infotext] = _AUTO if field.name == "factor" and self.auto else _text(value)
-        return texts
-
-    @classmethod
-    def from_infotext(cls, params: Mapping[str, Any]) -> Settings:
-        """Settings from a picture's parsed infotext: absent keys mean defaults, no "ToDo factor" means switched off.
-
-        Texts of the extension sd-webui-token-downsampling ("ToDo factor2", "ToDo disable after") are understood. Where
-        both extensions wrote into one text, ours counts.
-        Raises SettingsError for values that cannot be read or are not allowed.
-        """
-        if "ToDo factor" not in params:
-            return cls()
-        texts = {field.name: params[field.infotext] for field in FIELDS if field.infotext in params}
-        if not {"ToDo factor2", "ToDo max depth"} <= params.keys():  # it has never written both of them
-            if "ToDo disable after" in params:
-                texts["end"] = params["ToDo disable after"]
-            if "ToDo factor2" in params and _number("deeper_factor", params["ToDo factor2"]) > 1:
-                texts.update(deeper_factor=params["ToDo factor2"], max_depth=2)
-        values: dict[str, Any] = {"enabled": True}
-        if texts["factor"] == _AUTO:
-            values["auto"] = True
-            del texts["factor"]
-        for name, text in texts.items():
-            values[name] = text if _BY_NAME[name].choices else _number(name, text)
-        return cls(**values)
-
 
 FIELDS = tuple(Field(field.name, field.default, **field.metadata) for field in dataclasses.fields(Settings))
 """All settings, in order."""
-
-INFOTEXT_KEYS = tuple(field.infotext for field in FIELDS if field.infotext)
-
-
-_BY_NAME = {field.name: field for field in FIELDS}
-
-
-def _text(value: float | str) -> str:
-    return str(value) if isinstance(value, str) else str(int(value)) if value == int(value) else repr(value)
-
-
-def _number(name: str, text: Any) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingsError(f"ToDo: {name} = {text!r} is not allowed: it must be {_BY_NAME[name].allowed}") from None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -78,52 +75,3 @@ def _self_attentions(name: str, transformer: nn.Module) -> dict[str, nn.Module]:
             continue
         attentions[f"{name}.transformer_blocks.{i}.attn1"] = attn
     return attentions
-
-
-def computation(attn: nn.Module) -> object:
-    """The code that computes an attention: of its class, or of a `forward` set on the module.
-
-    A wrapper that names what it wraps (functools.wraps) counts as that.
-    """
-    function = inspect.unwrap(attn.forward)
-    while isinstance(function, functools.partial):
-        function = inspect.unwrap(function.func)
-    return getattr(getattr(function, "__func__", function), "__code__", type(function))
-
-
-def usual_computation(transformers: list[SpatialTransformer]) -> object:
-    """The code that computes most of their self-attentions."""
-    codes = Counter(computation(attn) for transformer in transformers for attn in transformer.attentions.values())
-    return codes.most_common(1)[0][0] if codes else None
-
-
-def is_computed_differently(attn: nn.Module, usual: object) -> bool:
-    """Whether another patch computes this self-attention in its own way, by a `forward` set on the module.
-
-    Such a `forward` may rely on keys being as many as queries: guidance that looks at the attention map of the middle
-    block does, and weights made for each key before it is projected. One that most self-attentions had before the pass
-    began is another matter: an attention implementation, or a wrapper that stays for good.
-    """
-    return "forward" in vars(attn) and computation(attn) not in (usual, _computation_of_class(attn))
-
-
-def is_computed_by_hooks(attn: nn.Module) -> bool:
-    """Whether another patch computes this self-attention by forward hooks.
-
-    One takes the keys or values that the projections make, the other one puts something in place of the output: each
-    alone looks on, or changes what the attention itself has made.
-    """
-    if not attn._forward_hooks:  # asked in every call, and mostly so
-        return False
-    takers = {_module_of(hook) for layer in (attn.to_k, attn.to_v) for hook in layer._forward_hooks.values()}
-    return any(_module_of(hook) in takers for hook in attn._forward_hooks.values())
-
-
-def _module_of(hook: Callable) -> str:
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    return hook.__module__
-
-
-def _computation_of_class(attn: nn.Module) -> object:
-    return getattr(inspect.unwrap(type(attn).forward), "__code__", None)

@@ -20,6 +20,7 @@ from lab.demo.sheet import save_sheet
 from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
 from lab.model.pictures import CAPTIONS
 from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, plan
+from todo_lib.webui.infotext import to_infotext
 
 OUTPUT = Path(__file__).parent / "output"
 DENSE = Settings(enabled=False)
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     sheet = options.output / f"todo-{width}x{height}-factor-{factor}.png"
     title = f"ToDo at {width}×{height} px, factor {factor}"
-    infotext = ", ".join(f"{key}: {value}" for key, value in settings.to_infotext().items())
+    infotext = ", ".join(f"{key}: {value}" for key, value in to_infotext(settings).items())
     note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
     save_sheet(sheet, title, note, rows)
     here = Path.cwd()

@@ -39,7 +39,7 @@ def as_before(host):
     assert host.at_rest == before
     swallowed, host.errors.reported[:] = host.errors.reported[:], []
     assert swallowed == []
-    assert host.todo._running is None
+    assert host.todo.sampling._running is None
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ def reload_ui(host: SimpleNamespace) -> None:
         host.page = host.ui.create_ui([str(path) for path in SCRIPTS])
     assert host.errors.reported == []
     loaded = {Path(data.path).name: data.module for data in host.scripts.scripts_data}
-    host.todo, host.xyz, host.witness = loaded["todo.py"], loaded["xyz_grid.py"], loaded["witness.py"]
+    host.before, host.xyz, host.todo, host.witness = (
+        loaded[f"{name}.py"] for name in ("before", "xyz_grid", "todo", "witness")
+    )
     host.Api = host.api.Api()
 
 

@@ -174,7 +174,7 @@ def test_an_exception_while_sampling(host, run, watcher, on_exit, sampler, call)
     assert p.is_hr_pass is (call > 4 and sampler == "Euler")
     assert [state(model.model.diffusion_model) for model in run.models] == before
     assert watcher.funcs_are_restored()
-    assert host.todo._running is None
+    assert host.todo.sampling._running is None
 
 
 def test_a_job_after_an_exception(host, run, on_exit):

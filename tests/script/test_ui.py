@@ -171,8 +171,8 @@ def test_reload_ui(host, run):
     former = host.todo
     reload_ui(host)
     assert host.todo is not former
-    assert host.todo.Settings is not former.Settings, "todo_lib was not loaded anew"
-    assert host.todo.SettingsError is host.todo.Settings.from_args.__globals__["SettingsError"]
+    assert host.todo.FIELDS is not former.FIELDS, "todo_lib was not loaded anew"
+    assert host.todo.SettingsError is host.todo.settings_from.__globals__["SettingsError"]
     job = run.txt2img({"end": 0.5})
     assert job.down == [True, True, False, False]
     labels = [option.label for option in host.xyz.axis_options]
@@ -184,3 +184,28 @@ def test_nothing_stays_importable(host):
     assert not [name for name in sys.modules if name.partition(".")[0] == "modules"]
     assert sys.modules["todo_lib"] is todo_lib
     assert host.todo.FIELDS is not todo_lib.FIELDS
+
+
+@pytest.fixture
+def old_host(host, monkeypatch):
+    """The stand-in as it would be before 1.10, when scripts were not called before every sampling."""
+    with monkeypatch.context() as older:
+        older.delattr(host.scripts.Script, "process_before_every_sampling")
+        reload_ui(host)
+        yield host
+    reload_ui(host)
+
+
+def test_a_host_that_is_too_old(caplog, old_host):
+    """The page and the log say so, nothing is done, and nothing is pretended."""
+    (record,) = caplog.get_records("setup")
+    assert "1.10" in record.getMessage() and record.levelname == "WARNING"
+    assert not old_host.ui.runners()["txt2img"].script("ToDo").controls
+    helps = [block.value for block in old_host.page.blocks.values() if isinstance(block, gr.HTML)]
+    assert len(helps) == 2 and all("1.10" in help for help in helps)  # one in each tab
+    assert not [option.label for option in old_host.xyz.axis_options if "ToDo" in option.label]
+    p = old_host.processing.StableDiffusionProcessingTxt2Img()
+    p.scripts, p.script_args = old_host.ui.runners()["txt2img"], (0, False, "")
+    old_host.shared.state.begin()
+    result = old_host.processing.process_images(p)
+    assert "ToDo" not in result.info + result.comments and not caplog.records

@@ -13,8 +13,14 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from tests.todo_lib.unets import SD1, Encoder, attentions, call, counted, inputs, make_unet, patched, state
-from todo_lib.forge import replaced_attentions, unet_of
-from todo_lib.unet import is_computed_by_hooks, is_computed_differently, spatial_transformers, usual_computation
+from todo_lib.neighbours import (
+    commonest_computation,
+    is_computed_by_hooks,
+    is_computed_differently,
+    replaced_by_options,
+)
+from todo_lib.unet import spatial_transformers
+from todo_lib.webui.hosts import unet_of
 
 MIDDLE = "middle_block.1.transformer_blocks.0.attn1"
 
@@ -174,7 +180,7 @@ def test_a_layer_computed_by_hooks_is_left_alone(sd1):
         guided = call(sd1)
     assert calls[MIDDLE] == [(4, 4, 4)] * 2
     assert calls["input_blocks.1.1.transformer_blocks.0.attn1"] == [(256, 64, 64)] * 2
-    assert patch.report.replaced == {MIDDLE} and len(patch.report.layers) == 3
+    assert patch.report.foreign_computation == {MIDDLE} and len(patch.report.layers) == 3
     assert "1 layer left to another patch that computes their attention itself" in str(patch.report)
     assert not torch.equal(plain, guided)
 
@@ -221,14 +227,14 @@ def test_a_layer_with_a_forward_of_its_own_is_left_alone(sd1):
     maps, attn = [], sd1.get_submodule(MIDDLE)
     attn.forward = own_forward(maps).__get__(attn)
     try:
-        usual = usual_computation(spatial_transformers(sd1))
+        usual = commonest_computation(attentions(sd1).values())
         assert [name for name, a in attentions(sd1).items() if is_computed_differently(a, usual)] == [MIDDLE]
         with patched(sd1, max_depth=4) as patch, counted(sd1) as calls:
             call(sd1)
     finally:
         del attn.forward
     assert maps == [(4, 4)] and calls[MIDDLE] == [(4, 4, 4)]
-    assert patch.report.replaced == {MIDDLE} and len(patch.report.layers) == 3
+    assert patch.report.foreign_computation == {MIDDLE} and len(patch.report.layers) == 3
 
 
 @contextlib.contextmanager
@@ -270,7 +276,7 @@ def test_attentions_replaced_within_a_call_are_left_alone(sd1):
         alone = call(sd1)
         with patched(sd1, max_depth=4) as patch:
             assert torch.equal(call(sd1), alone)
-    assert patch.report.replaced == set(attentions(sd1)) and not patch.report.layers
+    assert patch.report.foreign_computation == set(attentions(sd1)) and not patch.report.layers
     assert str(patch.report) == (
         "nothing downsampled, 16 layers left to another patch that computes their attention itself"
     )
@@ -278,7 +284,7 @@ def test_attentions_replaced_within_a_call_are_left_alone(sd1):
 
 def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
     """And neither is what has been put back by setting it, which stays on the module for good."""
-    attn, usual = sd1.get_submodule(MIDDLE), usual_computation(spatial_transformers(sd1))
+    attn, usual = sd1.get_submodule(MIDDLE), commonest_computation(attentions(sd1).values())
     plain = attn.forward
 
     @functools.wraps(plain)
@@ -324,7 +330,7 @@ def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1, wrap):
     finally:
         for attn in wrapped:
             del attn.forward
-    assert not patch.report.replaced
+    assert not patch.report.foreign_computation
 
 
 def test_steps_in_which_no_layer_runs_are_counted(sd1):
@@ -358,13 +364,13 @@ def test_replaced_attentions_of_forge(place, registered, found):
     options = {"patches_replace": {"attn1": dict.fromkeys(registered, print)}, "block": place}
     x, context = torch.zeros(1), [torch.zeros(1)]
     names = ["first", "second"]
-    assert replaced_attentions((x, context, options), {}, names) == found
-    assert replaced_attentions((x,), {"context": context, "transformer_options": options}, names) == found
+    assert replaced_by_options((x, context, options), {}, names) == found
+    assert replaced_by_options((x,), {"context": context, "transformer_options": options}, names) == found
 
 
 def test_without_forges_options_nothing_is_replaced():
     for options in ({"block": ("input", 1)}, {"patches_replace": {}, "block": ("input", 1)}):
-        assert replaced_attentions((torch.zeros(1), None), {"transformer_options": options}, ["name"]) == set()
+        assert replaced_by_options((torch.zeros(1), None), {"transformer_options": options}, ["name"]) == set()
 
 
 class ForgeBlocks(nn.Module):
@@ -393,7 +399,7 @@ def test_a_replacement_sees_as_many_keys_as_queries(sd1):
     options = {"block": ("input", 1), "patches_replace": {"attn1": {("input", 1, 0): lambda q, k, v: v}}}
     with torch.no_grad(), patched(unet) as patch:
         replaced = unet[0](x, None, options)
-        assert patch.report.replaced == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
+        assert patch.report.foreign_computation == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
         unet[0](x, None, {"block": ("input", 1)})
         assert patch.report.layers
     with torch.no_grad():
@@ -436,10 +442,10 @@ def test_tokens_whole_for_queries_in_tiles_are_left_alone():
         dense = unet[0](x, 4)
         with patched(unet, factor=2.5) as patch:
             assert torch.equal(unet[0](x, 4), dense)
-        assert patch.report.left == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
+        assert patch.report.foreign_tokens == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
         with patched(unet, factor=2.5) as patch:
             unet[0](x, 1)
-        assert patch.report.layers and not patch.report.left
+        assert patch.report.layers and not patch.report.foreign_tokens
 
 
 def test_the_unet_of_a_host(sd1):

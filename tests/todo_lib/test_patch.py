@@ -262,7 +262,7 @@ def test_factor_1_is_dense_to_the_bit(unet, max_depth):
     with patched(unet, factor=1, deeper_factor=1, max_depth=max_depth) as patch, Operations() as operations:
         assert torch.equal(call(unet), dense)
     assert not operations.counts["index_select"]
-    assert not patch.report.layers and not patch.report.left
+    assert not patch.report.layers and not patch.report.foreign_tokens
 
 
 def test_a_factor_that_keeps_all_is_dense_to_the_bit():
@@ -310,7 +310,7 @@ def test_queries_stay_whole_and_keys_are_few(unet, max_depth):
             if factor > 1:
                 downsampled.add(name)
     assert set().union(*patch.report.layers.values()) == downsampled
-    assert not patch.report.left
+    assert not patch.report.foreign_tokens
 
 
 def test_cross_attention_is_left_alone(unet):
@@ -335,7 +335,7 @@ def test_blocks_without_self_attention_are_left_alone():
     # Depth 1 is the grid at 1/2: 8 x 8 tokens, keys from 4 x 4.
     assert Counter(keys.values()) == {64: 5 + 1, 16: 5 + 5}  # 1/4 has 4 x 4 tokens and stays whole
     assert patch.report.layers.keys() == {(1, (8, 8), (4, 4))}
-    assert not patch.report.left
+    assert not patch.report.foreign_tokens
 
 
 @contextlib.contextmanager
@@ -372,7 +372,7 @@ def test_context_of_whole_grids_is_downsampled_grid_by_grid(k, first):
     (name,) = attentions(tree)
     assert calls[name] == [(70, k * 15, k * 15)]
     assert parts[0].report.layers == {(1, (7, 10), (3, 5)): {name}}
-    assert not parts[0].report.left
+    assert not parts[0].report.foreign_tokens
 
 
 @torch.no_grad()
@@ -397,11 +397,11 @@ def test_any_other_context_is_left_alone(tokens):
         dense = tree(x, prompt)
         with patched(tree) as patch:
             assert torch.equal(tree(x, prompt), dense)
-        assert not patch.report.layers and patch.report.left == set(attentions(tree))
+        assert not patch.report.layers and patch.report.foreign_tokens == set(attentions(tree))
         # Outside its steps the patch has nothing to leave to others.
         with patched(tree, end=0) as patch:
             assert torch.equal(tree(x, prompt), dense)
-        assert not patch.report.left
+        assert not patch.report.foreign_tokens
 
 
 @torch.no_grad()
@@ -506,12 +506,12 @@ def test_tiles_and_merged_tokens_are_left_to_the_other_patch(sd1, other, first):
         for part in parts if first == "patch" else reversed(parts):
             stack.enter_context(part)
         assert torch.equal(call(sd1), alone)
-    assert parts[0].report.left == set(top) and not parts[0].report.layers
+    assert parts[0].report.foreign_tokens == set(top) and not parts[0].report.layers
 
     # At depth 2 nothing is tiled or merged: that is downsampled, and only that.
     with others(), patched(sd1, max_depth=2) as patch, counted(sd1) as calls:
         call(sd1)
-    assert patch.report.left == set(top)
+    assert patch.report.foreign_tokens == set(top)
     assert patch.report.layers.keys() == {(2, (8, 8), (4, 4))}
     for transformer in spatial_transformers(sd1):
         if transformer.depth == 2:
@@ -536,7 +536,7 @@ def test_a_grid_that_is_resized_inside_the_unet(unet):
     finally:
         for hook in (handle, *watches):
             hook.remove()
-    assert not patch.report.left
+    assert not patch.report.foreign_tokens
     assert (12, 6) in grids.values()  # resized it was
     for name, attn_calls in calls.items():
         if name.endswith("attn1"):
@@ -573,7 +573,7 @@ def on_meta(unet, *sizes, **chosen):
     with patched(unet, **chosen) as patch, counted(unet) as calls, torch.no_grad():
         for size in sizes:
             unet(torch.empty(1, 4, *size, device="meta"), timesteps.to("meta"), context)
-    assert not patch.report.left
+    assert not patch.report.foreign_tokens
     found = []
     for i in range(len(sizes)):
         keys = {}
@@ -899,7 +899,7 @@ def test_two_patches_at_once(sd1, first_out):
     depth = {name: t.depth for t in spatial_transformers(sd1) for name in t.attentions}
     assert {calls[name][0] for name in depth if depth[name] == 1} == {(256, 64, 64)}
     assert {calls[name][0] for name in depth if depth[name] == 2} == {(64, 16, 16)}
-    assert inner.report.left == {name for name in depth if depth[name] == 1}
+    assert inner.report.foreign_tokens == {name for name in depth if depth[name] == 1}
     if first_out == "inner":
         inner.__exit__(None, None, None)
         assert torch.equal(call(sd1), by_outer)
@@ -921,7 +921,7 @@ def test_moving_to_another_unet(sd1, sdxl):
     with patched(sd1) as patch:
         call(sd1)
         patch.before_unet(sdxl)
-        assert state(sd1) == clean[0] and patch.unet is sdxl
+        assert state(sd1) == clean[0] and patch._unet is sdxl
         assert torch.equal(call(sd1), dense[0])
         with counted(sdxl) as calls:
             assert not torch.equal(call(sdxl), dense[1])

@@ -72,7 +72,7 @@ def test_why_nothing_was_done(sd1, chosen, reason):
 
 def test_a_model_without_self_attention():
     with patched(nn.Linear(2, 2)) as patch:
-        patch.unet(torch.zeros(1, 2))
+        patch._unet(torch.zeros(1, 2))
     assert str(patch.report) == "nothing downsampled, this model has no U-Net self-attention"
 
 
@@ -94,7 +94,7 @@ def test_layers_left_to_another_patch(sd1):
     ]
     try:
         report = run(sd1)
-        assert report.left == set(names[:2])
+        assert report.foreign_tokens == set(names[:2])
         assert str(report) == (
             "depth 1: 16x16 tokens, keys from 8x8 (3 layers), 4 of 4 steps, "
             "2 layers left to another patch that tiles or merges their tokens"

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from todo_lib import FIELDS, Settings, SettingsError
-from todo_lib.settings import INFOTEXT_KEYS
+from todo_lib.webui.arguments import settings_from
+from todo_lib.webui.infotext import KEYS, from_infotext, to_infotext
 
 NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "auto"]
 DEFAULTS = [False, 2, 1, 0, 1, 2, "both", False]
@@ -71,7 +72,7 @@ def test_good_values(name, value):
     assert result == value
     assert type(result) is TYPES[name]
     position = NAMES.index(name)
-    assert Settings.from_args([*DEFAULTS[:position], value]) == Settings(**{name: value})
+    assert settings_from([*DEFAULTS[:position], value]) == Settings(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
@@ -89,9 +90,9 @@ def test_bad_values_by_position_and_by_name(name, value):
     position = NAMES.index(name)
     if not (name == "enabled" and isinstance(value, dict)):  # there a dictionary names the settings
         with pytest.raises(SettingsError, match=name):
-            Settings.from_args([*DEFAULTS[:position], value, *DEFAULTS[position + 1 :]])
+            settings_from([*DEFAULTS[:position], value, *DEFAULTS[position + 1 :]])
     with pytest.raises(SettingsError, match=name):
-        Settings.from_args([{name: value}])
+        settings_from([{name: value}])
 
 
 def test_a_settings_error_is_a_value_error():
@@ -117,35 +118,35 @@ def test_end_below_start_does_not_matter_while_switched_off():
 
 
 def test_missing_arguments_take_their_defaults():
-    assert Settings.from_args([]) == Settings()
-    assert Settings.from_args([True]) == Settings(enabled=True)
-    assert Settings.from_args([True, 3]) == Settings(enabled=True, factor=3)
-    assert Settings.from_args((True, 3, 2, 0.1, 0.9, 1.5, "hires", True)) == Settings(
+    assert settings_from([]) == Settings()
+    assert settings_from([True]) == Settings(enabled=True)
+    assert settings_from([True, 3]) == Settings(enabled=True, factor=3)
+    assert settings_from((True, 3, 2, 0.1, 0.9, 1.5, "hires", True)) == Settings(
         True, 3.0, 2, 0.1, 0.9, 1.5, "hires", True
     )
 
 
 def test_too_many_arguments():
     with pytest.raises(SettingsError, match="9"):
-        Settings.from_args([*DEFAULTS, 1])
+        settings_from([*DEFAULTS, 1])
 
 
 def test_one_dictionary():
-    settings = Settings.from_args([{"enabled": True, "factor": 3, "end": 0.8}])
+    settings = settings_from([{"enabled": True, "factor": 3, "end": 0.8}])
     assert settings == Settings(enabled=True, factor=3, end=0.8)
-    assert Settings.from_args([{}]) == Settings()
+    assert settings_from([{}]) == Settings()
 
 
 def test_one_dictionary_before_the_hosts_defaults():
     """The WebUI fills up short argument lists with the controls' values."""
-    settings = Settings.from_args([{"enabled": True, "factor": 3, "end": 0.8}, *DEFAULTS[1:]])
+    settings = settings_from([{"enabled": True, "factor": 3, "end": 0.8}, *DEFAULTS[1:]])
     assert settings == Settings(enabled=True, factor=3, end=0.8)
 
 
 @pytest.mark.parametrize("key", ["Factor", "factors", "", "ToDo factor", "steps", 3, None])
 def test_unknown_keys(key):
     with pytest.raises(SettingsError) as error:
-        Settings.from_args([{"enabled": True, key: 7}])
+        settings_from([{"enabled": True, key: 7}])
     message = str(error.value)
     assert repr(key) in message and "7" in message
     assert all(name in message for name in NAMES)
@@ -153,7 +154,7 @@ def test_unknown_keys(key):
 
 def test_the_dictionary_is_not_changed():
     given = {"enabled": True, "max_depth": 2.0}
-    Settings.from_args([given])
+    settings_from([given])
     assert given == {"enabled": True, "max_depth": 2.0} and type(given["max_depth"]) is float
 
 
@@ -278,19 +279,19 @@ enabled_settings = st.builds(
 
 @given(enabled_settings)
 def test_infotext_brings_all_settings_back(settings):
-    texts = settings.to_infotext()
+    texts = to_infotext(settings)
     json.dumps(texts)
     assert all(type(text) is str and "," not in text and ":" not in text for text in texts.values())
     factor = 2.0 if settings.auto else settings.factor  # with auto it is unused, and not written
-    assert Settings.from_infotext(texts) == dataclasses.replace(settings, factor=factor)
+    assert from_infotext(texts) == dataclasses.replace(settings, factor=factor)
 
 
 def test_infotext_of_defaults_is_short():
-    assert Settings(enabled=True).to_infotext() == {"ToDo factor": "2", "ToDo max depth": "1"}
+    assert to_infotext(Settings(enabled=True)) == {"ToDo factor": "2", "ToDo max depth": "1"}
 
 
 def test_infotext_says_what_differs_or_matters():
-    assert Settings(True, 3, 2, 0.1, 0.8, 2, "hires").to_infotext() == {
+    assert to_infotext(Settings(True, 3, 2, 0.1, 0.8, 2, "hires")) == {
         "ToDo factor": "3",
         "ToDo max depth": "2",
         "ToDo start": "0.1",
@@ -298,12 +299,12 @@ def test_infotext_says_what_differs_or_matters():
         "ToDo deeper factor": "2",
         "ToDo passes": "hires",
     }
-    assert Settings(True, 1.5, deeper_factor=3).to_infotext()["ToDo deeper factor"] == "3"
-    assert Settings(True, auto=True).to_infotext() == {"ToDo factor": "auto", "ToDo max depth": "1"}
+    assert to_infotext(Settings(True, 1.5, deeper_factor=3))["ToDo deeper factor"] == "3"
+    assert to_infotext(Settings(True, auto=True)) == {"ToDo factor": "auto", "ToDo max depth": "1"}
 
 
 def test_infotext_keys():
-    assert set(INFOTEXT_KEYS) == {
+    assert set(KEYS) == {
         "ToDo factor",
         "ToDo max depth",
         "ToDo deeper factor",
@@ -314,12 +315,12 @@ def test_infotext_keys():
 
 
 def test_absent_keys_mean_defaults():
-    assert Settings.from_infotext({"ToDo factor": "3", "Steps": "20"}) == Settings(enabled=True, factor=3)
+    assert from_infotext({"ToDo factor": "3", "Steps": "20"}) == Settings(enabled=True, factor=3)
 
 
 def test_a_text_without_factor_switches_off():
     for params in ({}, {"Steps": "20"}, {"ToDo max depth": "2", "ToDo end": "0.5", "ToDo factor2": "3"}):
-        assert Settings.from_infotext(params) == Settings()
+        assert from_infotext(params) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -335,14 +336,14 @@ def test_a_text_without_factor_switches_off():
     ],
 )
 def test_texts_of_the_older_extension(legacy, expected):
-    assert Settings.from_infotext(legacy) == Settings(enabled=True, **expected)
+    assert from_infotext(legacy) == Settings(enabled=True, **expected)
 
 
 def test_a_text_that_both_extensions_wrote_into():
     settings = Settings(enabled=True, factor=3, max_depth=3, deeper_factor=1.5, end=0.8)
     for own in (settings, Settings(enabled=True)):
         theirs = {"ToDo factor2": "2.0", "ToDo disable after": "0.5"}
-        assert Settings.from_infotext({**theirs, **own.to_infotext()}) == own
+        assert from_infotext({**theirs, **to_infotext(own)}) == own
 
 
 @pytest.mark.parametrize(
@@ -365,4 +366,4 @@ def test_a_text_that_both_extensions_wrote_into():
 )
 def test_infotext_that_cannot_be_read(params, name):
     with pytest.raises(SettingsError, match=f"ToDo: {name} = "):
-        Settings.from_infotext(params)
+        from_infotext(params)

@@ -37,10 +37,17 @@ class Script:
     def ui(self, is_img2img):
         pass
 
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        pass
+
     def elem_id(self, item_id):
         tab = ("img2img_" if self.is_img2img else "txt2img_") if self.show(True) == self.show(False) else ""
         title = re.sub(r"[^a-z_0-9]", "", self.title().lower().replace(" ", "_"))
         return f"script_{tab}{title}_{item_id}"
+
+
+def _overrides(script, method):
+    return getattr(type(script), method, None) is not getattr(Script, method, None)
 
 
 def load_scripts(paths):
@@ -105,11 +112,16 @@ class ScriptRunner:
         return next(script for script in self.scripts if script.title().lower() == title.lower())
 
     def ordered_callbacks(self, method):
-        """Who has this method, in the order in which they are called."""
-        if method not in self.callback_map:
+        """The scripts that have this method, in the order in which they are called.
+
+        The list is kept until there are more or fewer scripts: a detailer may leave some out of a job of its own.
+        """
+        number, callbacks = self.callback_map.get(method, (-1, []))
+        if number != len(self.alwayson_scripts):
             callbacks = [ScriptCallback(script.title(), script) for script in self.alwayson_scripts]
-            self.callback_map[method] = [found for found in callbacks if hasattr(found.callback, method)]
-        return self.callback_map[method]
+            callbacks = [found for found in callbacks if _overrides(found.callback, method)]
+            self.callback_map[method] = len(self.alwayson_scripts), callbacks
+        return callbacks
 
     def __getattr__(self, method):
         """Runner methods have the name of the script method that they call on every script that is always on."""

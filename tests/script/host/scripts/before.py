@@ -13,3 +13,6 @@ class Script(scripts.Script):
 
     def ui(self, is_img2img):
         return [gr.Checkbox(False, label="Something"), gr.Textbox("", label="Something else")]
+
+    def postprocess(self, p, processed, *args):
+        pass

@@ -1,0 +1,48 @@
+"""Copies of a U-Net's encoder that run in front of it (ControlNet): how they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class EncoderWatch:
+    """Looks at every module that is called between the announcement of a U-Net call and the U-Net's first block.
+
+    A copy of the encoder hands its results to the U-Net, so it has to run in that window. Nothing else tells a
+    ControlNet from the modules that merely exist.
+
+    found: called with each copy before its first call is under way, once for each copy.
+    """
+
+    def __init__(self, found: Callable[[nn.Module], None]):
+        self._found = found
+        self._known: list[nn.Module] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def start(self, unet: nn.Module) -> None:
+        """Look on until the U-Net's first block runs, or until `stop`."""
+        self.stop()
+        if hasattr(unet, "input_blocks"):
+            self._handles.append(register_module_forward_pre_hook(self._look))
+            self._handles.append(unet.input_blocks[0].register_forward_pre_hook(lambda *args: self.stop()))
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def forget(self) -> None:
+        """Stop, and take every copy for a new one from now on."""
+        self.stop()
+        self._known.clear()
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        parts = module._modules
+        if "input_blocks" in parts and "output_blocks" not in parts and module not in self._known:
+            self._known.append(module)
+            self._found(module)

@@ -1,0 +1,88 @@
+"""What the WebUI, its forks and their samplers do differently: all of it stands here.
+
+A new host or a sampler with a quirk is added in this file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Denoiser(Protocol):
+    """What is used of the host's CFGDenoiser: the function that a sampler calls, once or more often in a step.
+
+    step: the calls made so far.
+    steps: the steps that the host announces.
+    total_steps: the calls that the host expects.
+    inner_model: the host's wrapper of the model.
+    """
+
+    step: int
+    steps: int
+    total_steps: int
+    inner_model: Any
+
+
+class Sampler(Protocol):
+    """What is used of a sampler of the host.
+
+    func: the sampling function that it is about to run.
+    config: has the sampler's `name`.
+    p: the processing object that it samples for.
+    """
+
+    func: Callable[..., Any]
+    config: Any
+    p: Any
+    model_wrap_cfg: Denoiser
+
+
+class Processing(Protocol):
+    """What is used of the host's processing object `p`."""
+
+    comments: dict[str, int]
+    extra_generation_params: dict[str, Any]
+    sampler: Sampler
+    sample: Callable[..., Any]
+
+    def comment(self, text: str) -> None: ...
+
+
+def unet_of(sd_model: Any) -> nn.Module:
+    """The U-Net that a host's loaded model runs.
+
+    Forge and its kin keep it in a patcher, whose clones all share it. The WebUI's own attribute leads elsewhere there.
+    """
+    patcher = getattr(sd_model, "forge_objects", None)
+    model = patcher.unet.model if patcher is not None else sd_model.model
+    return model.diffusion_model
+
+
+@dataclass(frozen=True)
+class SamplerQuirks:
+    """How a sampler's calls of the U-Net differ from "one step for each announced one".
+
+    chooses_steps: it calls the U-Net where and as often as it likes, though given a schedule of steps.
+    steps_from_last_timestep: it makes a step from the last timestep too. Others stop there.
+    calls_before_second_step: the calls of its first step, where all others take one.
+    """
+
+    chooses_steps: bool = False
+    steps_from_last_timestep: bool = False
+    calls_before_second_step: int = 1
+
+
+_QUIRKS = {  # how a sampler's name begins -> its quirks
+    "PLMS": SamplerQuirks(calls_before_second_step=2),
+    "UniPC": SamplerQuirks(steps_from_last_timestep=True),
+    "ODE ": SamplerQuirks(chooses_steps=True),  # reForge's solvers of differential equations
+}
+
+
+def quirks_of(sampler: str) -> SamplerQuirks:
+    """The quirks of the sampler of this name."""
+    return next((quirks for name, quirks in _QUIRKS.items() if sampler.startswith(name)), SamplerQuirks())

@@ -38,8 +38,10 @@ def is_ours(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    if find_webui() is None:
-        for item in filter(is_ours, items):
+    skipped = find_webui() is None
+    for item in filter(is_ours, items):
+        item.add_marker(pytest.mark.webui)
+        if skipped:
             item.add_marker(pytest.mark.skip(reason=NO_WEBUI))
 
 

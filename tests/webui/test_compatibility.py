@@ -15,6 +15,8 @@ from hosts import FULL_VAE
 from neighbours import NEIGHBOURS
 from sampler_steps import check_first_half
 
+pytestmark = pytest.mark.slow
+
 PLAIN = NEIGHBOURS[0]
 OPTIMIZATIONS = ["sdp", "sdp-no-mem", "sub-quadratic", "V1", "InvokeAI", "Doggettx", "None"]
 # Those that come closest to the attention itself, once with each optimisation.

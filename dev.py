@@ -6,7 +6,7 @@
     python dev.py tests [PYTEST ARGUMENTS] lint, then all tests
     python dev.py tests --fast [...]       lint, then the tests of the method and of the scripts in the stand-in
     python dev.py lint                     lint only: ruff and mypy, without PyTorch
-    python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
+    python dev.py compatibility [...]      the compatibility table, docs/compatibility.md, in the hosts that are there
     python dev.py soak [...]               hundreds of generations at random, in the real WebUI
 
 The environment is .venv beside this file. It is made on first use, and brought up to date whenever pyproject.toml
@@ -71,7 +71,7 @@ def main(command="", *args):
         run("-m", f"lab.benchmarks.{args[0]}", *args[1:])
     elif command == "compatibility":
         prepare("tests")
-        run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", "docs", *args)
+        run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", *args)
     elif command == "soak":
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)

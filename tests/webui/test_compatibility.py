@@ -1,7 +1,7 @@
 """The compatibility table.
 
 What is judged in each cell stands in compatibility.py, the neighbours in neighbours.py and in extensions.py. Run by a
-command of its own, `python dev.py compatibility`, which writes the table into docs/.
+command of its own, `python dev.py compatibility`, which writes docs/compatibility.md.
 """
 
 import contextlib

@@ -1,15 +1,16 @@
-"""Run the demo, the tests or the training in a virtual environment of their own.
+"""Run the demo, the tests, the benchmarks or the training in a virtual environment of their own.
 
     python dev.py demo [ARGUMENTS]         the demo (python -m lab.demo)
     python dev.py train STAGE [ARGUMENTS]  train the small model in lab/model/ anew, see lab/model/README.md
     python dev.py benchmark NAME [...]     a benchmark (python -m lab.benchmarks.NAME), see lab/benchmarks/README.md
-    python dev.py tests [PYTEST ARGUMENTS] lint, then the tests
-    python dev.py lint                     lint only
-    python dev.py compatibility [...]      the compatibility table, in the real hosts that are there, into docs/
+    python dev.py tests [PYTEST ARGUMENTS] lint, then all tests
+    python dev.py tests --fast [...]       lint, then the tests of the method and of the scripts in the stand-in
+    python dev.py lint                     lint only: ruff and mypy, without PyTorch
+    python dev.py compatibility [...]      the compatibility table, docs/compatibility.md, in the hosts that are there
     python dev.py soak [...]               hundreds of generations at random, in the real WebUI
 
-The environment is .venv beside this file. It is made on first use, which downloads PyTorch and takes minutes, and
-brought up to date whenever pyproject.toml changes.
+The environment is .venv beside this file. It is made on first use, and brought up to date whenever pyproject.toml
+changes. All commands but lint download PyTorch into it, which takes minutes.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+FAST_TESTS = ("tests/todo_lib", "tests/script")
 
 
 def run(*args):
@@ -41,14 +43,21 @@ def prepare(group):
     stamp = VENV / f"{group}.stamp"
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
         return
-    print(f"Installing the {group} requirements into {VENV}: minutes the first time", flush=True)
+    print(f"Installing the {group} requirements into {VENV}", flush=True)
     if not has_pip() and subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]):
         sys.exit(f"{sys.executable} could not make a virtual environment in {VENV}")
     pip = ("-m", "pip", "install", "--disable-pip-version-check")
     run(*pip, "pip>=25.1")  # the first with --group
     run(*pip, "--group", group)
-    run(*pip, "--no-deps", "--group", "ldm")
+    if group != "lint":
+        run(*pip, "--no-deps", "--group", "ldm")
     stamp.write_text(wanted)
+
+
+def lint():
+    run("-m", "ruff", "check")
+    run("-m", "ruff", "format", "--check")
+    run("-m", "mypy")
 
 
 def main(command="", *args):
@@ -62,19 +71,21 @@ def main(command="", *args):
         run("-m", f"lab.benchmarks.{args[0]}", *args[1:])
     elif command == "compatibility":
         prepare("tests")
-        run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", "docs", *args)
+        run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", *args)
     elif command == "soak":
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)
     elif command == "train":
         prepare("demo")
         run("-m", "lab.model.train", *args)
-    elif command in ("tests", "lint"):
+    elif command == "lint":
+        prepare("lint")
+        lint()
+    elif command == "tests":
         prepare("tests")
-        run("-m", "ruff", "check")
-        run("-m", "ruff", "format", "--check")
-        if command == "tests":
-            run("-m", "pytest", *args)
+        lint()
+        chosen = FAST_TESTS if "--fast" in args else ()
+        run("-m", "pytest", *chosen, *(argument for argument in args if argument != "--fast"))
     else:
         sys.exit(__doc__)
 

@@ -119,6 +119,7 @@ def test_tokens_are_merged_where_the_paper_downsamples(unet, size, merging):
     assert speed.methods_of(unet, TINY, size)["ToMe 0.75"].name == merging
 
 
+@pytest.mark.slow
 def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
     path = tmp_path / "speed.json"
     for rounds in (1, 2):
@@ -235,6 +236,7 @@ def test_the_reference_goes_on_where_it_was(theirs, tmp_path):
     assert first.items() <= both.items()
 
 
+@pytest.mark.slow
 def test_the_reference_computes_the_same(theirs):
     unet = make_unet(SD15)  # it knows depths by the widths 320 and 640
     before = state(unet)

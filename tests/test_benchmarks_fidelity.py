@@ -74,7 +74,7 @@ def test_the_measures_are_sensible(folder):
 
 
 def test_what_a_run_leaves(folder, capsys):
-    for name in ("fidelity.png", "fidelity-pictures.png"):
+    for name in ("fidelity.png", "fidelity-pictures.webp"):
         assert (folder / name).stat().st_size > 10_000
     assert {"processor", "threads", "torch", "tomesd"} <= kept(folder)["machine"].keys()
     shown = [path.name for path in (folder / "pictures").rglob("*.png")]

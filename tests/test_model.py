@@ -18,6 +18,7 @@ def model():
     return load()
 
 
+@pytest.mark.slow
 def test_each_picture_is_nearest_to_that_of_its_prompt(model):
     drawn = model.draw(TEXTS, steps=6)
     assert drawn.shape == (len(TEXTS), NATIVE_SIZE, NATIVE_SIZE, 3)

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     pictures = options.results / "pictures" / f"{weights()}-{options.size}-{options.steps}"
     measure(load(), PROMPTS[: options.prompts], options.size, options.steps, store, cell, pictures)
     chart(store.results, options.results / "fidelity.png")
-    sheet(cell, pictures, options.size, options.steps, options.results / "fidelity-pictures.png")
+    sheet(cell, pictures, options.size, options.steps, options.results / "fidelity-pictures.webp")
     print(table(store.results))
 
 

@@ -21,7 +21,7 @@ DIRS = {"lora": "lora", "controlnet": "control"}  # arguments that name folders 
 
 
 def pytest_addoption(parser):
-    parser.addoption("--compatibility", type=Path, help="make the compatibility table, and write it into this folder")
+    parser.addoption("--compatibility", action="store_true", help="make the compatibility table, and write its page")
     parser.addoption("--soak", type=int, help="make so many generations at random on one WebUI")
 
 
@@ -38,8 +38,10 @@ def is_ours(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    if find_webui() is None:
-        for item in filter(is_ours, items):
+    skipped = find_webui() is None
+    for item in filter(is_ours, items):
+        item.add_marker(pytest.mark.webui)
+        if skipped:
             item.add_marker(pytest.mark.skip(reason=NO_WEBUI))
 
 
@@ -153,10 +155,10 @@ def table(request):
     """The compatibility table of this run; one of some tests only (-k) replaces their cells in that of another run."""
     table = Table()
     yield table
-    if folder := request.config.getoption("compatibility", None):
+    if request.config.getoption("compatibility", None):
         if request.config.option.keyword:
-            table.keep(folder)
-        table.write(folder)
+            table.keep()
+        table.write()
 
 
 @pytest.fixture

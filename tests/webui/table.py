@@ -1,12 +1,19 @@
-"""The compatibility table: its cells, written for machines and for people."""
+"""The compatibility table: its cells, and the page that is made of them.
+
+The page is docs/compatibility.md. The cells lie beside this file: a run of some tests only takes the others from there.
+"""
 
 import dataclasses
 import json
 import re
 import subprocess
+from pathlib import Path
 
 from compatibility import Cell
 
+HERE = Path(__file__).resolve().parent
+CELLS = HERE / "compatibility.json"
+PAGE = HERE.parents[1] / "docs" / "compatibility.md"
 FAMILIES = {
     "tiny": "SD 1.x",
     "tiny2v": "SD 2.x (v)",
@@ -22,10 +29,9 @@ INTRODUCTION = """\
 # Compatibility
 
 What ToDo and something else make of one generation. This page is written by a test run, `python3 dev.py compatibility`,
-in the real hosts, with small random-weight models on a CPU; the same as data is in
-[compatibility.json](compatibility.json). Every cell is judged by the queries, keys and values that all self-attentions
-saw, by the pictures (both effects are there; switched off, it is the picture without ToDo), by what is left on models
-and classes (nothing), and by the line under the picture, at depths 1 to 4 and factor 2.
+in the real hosts, with small random-weight models on a CPU. Every cell is judged by the queries, keys and values that
+all self-attentions saw, by the pictures (both effects are there; switched off, it is the picture without ToDo), by what
+is left on models and classes (nothing), and by the line under the picture, at depths 1 to 4 and factor 2.
 
 - **ok**: all self-attentions had just the keys they should have.
 - **left**: some were left to the other, and the line under the picture says so, in the words quoted.
@@ -53,19 +59,18 @@ class Table:
         found = subprocess.run(command, capture_output=True, text=True)
         self.versions[name] = found.stdout.strip() or "of unknown version"
 
-    def keep(self, folder):
-        """Take over what another run has written there, but for the cells of this one."""
-        before = json.loads((folder / "compatibility.json").read_text(encoding="utf-8"))
+    def keep(self):
+        """Take over what another run has written, but for the cells of this one."""
+        before = json.loads(CELLS.read_text(encoding="utf-8"))
         self.versions = {**before["versions"], **self.versions}
         fresh = {place_of(cell): cell for cell in self.cells}
         kept = [Cell(**cell) for cell in before["cells"]]
         self.cells = [fresh.pop(place_of(cell), cell) for cell in kept] + list(fresh.values())
 
-    def write(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    def write(self):
         answer = {"versions": self.versions, "cells": [dataclasses.asdict(cell) for cell in self.cells]}
-        (folder / "compatibility.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
-        (folder / "compatibility.md").write_text(self.page(), encoding="utf-8")
+        CELLS.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(self.page(), encoding="utf-8")
 
     def page(self):
         parts = [INTRODUCTION]

@@ -1,7 +1,7 @@
 """The compatibility table.
 
 What is judged in each cell stands in compatibility.py, the neighbours in neighbours.py and in extensions.py. Run by a
-command of its own, `python dev.py compatibility`, which writes the table into docs/.
+command of its own, `python dev.py compatibility`, which writes docs/compatibility.md.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from extensions import APART, EXTENSIONS
 from hosts import FULL_VAE
 from neighbours import NEIGHBOURS
 from sampler_steps import check_first_half
+
+pytestmark = pytest.mark.slow
 
 PLAIN = NEIGHBOURS[0]
 OPTIMIZATIONS = ["sdp", "sdp-no-mem", "sub-quadratic", "V1", "InvokeAI", "Doggettx", "None"]

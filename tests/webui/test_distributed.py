@@ -17,6 +17,8 @@ from hosts import A1111
 from server import REPOSITORY, WebUI, find_distributed
 from test_arguments import plot
 
+pytestmark = pytest.mark.slow
+
 PROBE = {"sd-webui-todo-probe": REPOSITORY / "tests" / "webui" / "probe"}
 OURS = {"sd-webui-todo": REPOSITORY, **PROBE}
 SETTINGS = "ToDo factor: 2, ToDo max depth: 4, ToDo deeper factor: 2"

@@ -10,6 +10,8 @@ import pytest
 from client import Client, RequestFailed, assert_keys, changes
 from hosts import FULL_VAE
 
+pytestmark = pytest.mark.slow
+
 TODO = {"enabled": True, "factor": 2, "max_depth": 4}
 TINY = {"model": "fork", "width": 64, "height": 64, "steps": 3}
 AXES = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Auto"]

@@ -9,6 +9,8 @@ from server import WebUI
 from lab.model import card
 from lab.model.emoji import LARGE_SIZE, install
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "red heart"
 REQUEST = {"prompt": PROMPT, "width": LARGE_SIZE, "height": LARGE_SIZE, "steps": 8, "cfg_scale": 2, "model": "emoji"}
 SETTINGS = {"sd_model_checkpoint": "emoji.safetensors"}

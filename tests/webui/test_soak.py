@@ -7,10 +7,13 @@ import random
 import time
 
 import numpy as np
+import pytest
 from client import RequestFailed
 from compatibility import Run, image_of
 from extensions import EXTENSIONS
 from neighbours import NEIGHBOURS
+
+pytestmark = pytest.mark.slow
 
 MODELS = ["tiny", "tinyb", "tinyinp", "tiny2v", "tinyxl"]
 BAD = [{"factor": 9}, {"max_depth": 0}, {"passes": "second"}, {"start": 0.6, "end": 0.5}, {"faktor": 2}, {"auto": 1}]

@@ -15,7 +15,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
 
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
 from todo_lib.webui import comment, infotext, sampling, workers  # noqa: E402
-from todo_lib.webui.arguments import enabled_settings, refusal, settings_from  # noqa: E402
+from todo_lib.webui.arguments import Refusal, enabled_settings, settings_from  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
@@ -90,7 +90,7 @@ def _pasted(name, params):
     except SettingsError as error:
         if name == FIELDS[0].name:  # once for all controls: in the browser, the host only logs what is raised here
             gr.Warning(str(error))
-        raise refusal(str(error)) from error
+        raise Refusal(str(error)) from error
 
 
 script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)

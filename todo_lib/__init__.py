@@ -14,10 +14,11 @@ Read `grid.py` first (which tokens become keys), then `hooks.py` (how the self-a
 torch alone and knows no host. Its part for the WebUI is `todo_lib.webui`.
 """
 
+__version__ = "0.2.0"
+
 from todo_lib.patch import Patch
 from todo_lib.plan import DepthPlan, plan
 from todo_lib.report import Report
 from todo_lib.settings import FIELDS, Settings, SettingsError
 
-__version__ = "0.2.0"
 __all__ = ["FIELDS", "DepthPlan", "Patch", "Report", "Settings", "SettingsError", "__version__", "plan"]

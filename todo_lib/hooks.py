@@ -79,10 +79,9 @@ class TransformerHooks:
         self._report.transformer_runs(position, active)
         self._gathered, self._queries_in_tiles = None, False
         self._grid = tuple(args[0].shape[-2:])
-        # Asked at inactive steps too: the grid of depth 1 decides the factor of the deeper ones.
-        kept = self._downsampling.kept_grid(self._depth, self._grid)
-        self._kept = kept if active else self._grid
+        self._kept = self._grid
         if active:
+            self._kept = self._downsampling.kept_grid(self._depth, self._grid)
             self._computed_elsewhere = replaced_by_options(args, kwargs, list(self._attentions)) | {
                 name
                 for name, attn in self._attentions.items()

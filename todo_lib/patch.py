@@ -41,7 +41,6 @@ class Patch:
         self.position = progress
         self._unet = unet
         self._settings = settings
-        self._top_grid: Grid | None = None
         self._depths: dict[int, int] = {}
         self._kept_tokens: dict[tuple[Any, ...], torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -73,14 +72,8 @@ class Patch:
         return self._settings.in_range(position)
 
     def kept_grid(self, depth: int, grid: Grid) -> Grid:
-        """The grid (h, w) that is kept of a grid (H, W) at a depth; the grid of depth 1 is remembered for the others.
-
-        Depth 1 runs first in a U-Net. Where it was skipped, the halvings tell its size.
-        """
-        if depth == 1:
-            self._top_grid = grid
-        top_grid = self._top_grid or (grid[0] << (depth - 1), grid[1] << (depth - 1))
-        factor = self._settings.factor_at(depth, top_grid)
+        """The grid (h, w) that is kept of a grid (H, W) at a depth."""
+        factor = self._settings.factor_at(depth, grid)
         return kept_size(grid[0], factor), kept_size(grid[1], factor)
 
     def kept_tokens(self, grid: Grid, kept: Grid, grids: int, device: torch.device) -> torch.Tensor:

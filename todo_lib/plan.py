@@ -8,7 +8,7 @@ from torch import nn
 
 from todo_lib.grid import kept_size
 from todo_lib.settings import Settings
-from todo_lib.unet import spatial_transformers
+from todo_lib.unet import SpatialTransformer, spatial_transformers
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,14 @@ def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> l
 
     A latent pixel is 8 pixels of the picture. Each halving of a U-Net rounds odd sizes up.
     """
-    depths: dict[int, list] = {}
+    depths: dict[int, list[SpatialTransformer]] = {}
     for transformer in spatial_transformers(unet):
         depths.setdefault(transformer.depth, []).append(transformer)
     plans: list[DepthPlan] = []
     for depth, transformers in sorted(depths.items()):
         step = 2 ** transformers[0].halvings
         height, width = (-(-size // step) for size in latent_size)
-        top_grid = plans[0].grid if plans else (height, width)
-        factor = settings.factor_at(depth, top_grid)
+        factor = settings.factor_at(depth, (height, width))
         kept = kept_size(height, factor), kept_size(width, factor)
         attentions = [attn for transformer in transformers for attn in transformer.attentions.values()]
         per_key = sum(2 * height * width * attn.to_q.weight.shape[0] for attn in attentions)

@@ -1,4 +1,4 @@
-"""The eight settings: their one description, and what is read from it (checks, argument order, infotext)."""
+"""The settings: their one description, and what is read from it (controls, checks, argument order, infotext)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
+
+from todo_lib.grid import Grid
+
+Value = bool | int | float | str
+
+# Factor 0: above DENSE x DENSE tokens a grid is downsampled to about KEPT x KEPT of them.
+DENSE = 64
+KEPT = 48
 
 
 class SettingsError(ValueError):
@@ -17,12 +25,18 @@ class SettingsError(ValueError):
 class Field:
     """One setting: what it may be, and how a control shows it.
 
-    `default` also gives the type: bool, int, float or, with `choices`, str. `infotext` is its key in a picture's
-    infotext (None: written through another key).
+    name: as an argument.
+    default: gives the type as well: bool, int, float or, with `choices`, str.
+    label, help: of the control.
+    infotext: its key in an image's infotext; None for the switch, which has none of its own.
+    minimum, maximum: of a number.
+    step: of a slider; any number in between is allowed.
+    choices: all that a text may be.
+    zero: whether a number may be 0 as well, which then stands for a choice made by ToDo.
     """
 
     name: str
-    default: bool | int | float | str
+    default: Value
     label: str
     help: str
     infotext: str | None = None
@@ -30,6 +44,7 @@ class Field:
     maximum: float = 1
     step: float = 0.05
     choices: tuple[str, ...] = ()
+    zero: bool = False
 
     @property
     def allowed(self) -> str:
@@ -39,24 +54,27 @@ class Field:
         if isinstance(self.default, bool):
             return "true or false"
         kind = "a whole number" if isinstance(self.default, int) else "a number"
-        return f"{kind} from {self.minimum:g} to {self.maximum:g}"
+        return f"{'0, or ' * self.zero}{kind} from {self.minimum:g} to {self.maximum:g}"
 
-    def check(self, value: Any) -> bool | int | float | str:
+    def check(self, value: Any) -> Value:
         """Return `value` in the setting's own type (2.0 counts as the whole number 2), or raise SettingsError."""
-        if self.choices:
-            valid = isinstance(value, str) and value in self.choices
-        elif isinstance(self.default, bool):
-            valid = isinstance(value, bool)
-        else:
-            valid = isinstance(value, Real) and not isinstance(value, bool) and self.minimum <= value <= self.maximum
-            if valid and isinstance(self.default, int):
-                valid = value == int(value)
-        if not valid:
+        if not self._allows(value):
             raise SettingsError(f"ToDo: {self.name} = {value!r} is not allowed: it must be {self.allowed}")
         return type(self.default)(value)
 
+    def _allows(self, value: Any) -> bool:
+        if self.choices:
+            return isinstance(value, str) and value in self.choices
+        if isinstance(self.default, bool):
+            return isinstance(value, bool)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        if not (self.minimum <= value <= self.maximum or (self.zero and value == 0)):  # type: ignore[operator]
+            return False
+        return not isinstance(self.default, int) or value % 1 == 0
 
-def _setting(default: bool | int | float | str, label: str, help: str, **spec: Any) -> Any:
+
+def _setting(default: Value, label: str, help: str, **spec: Any) -> Any:
     return dataclasses.field(default=default, metadata={"label": label, "help": help, **spec})
 
 
@@ -64,95 +82,123 @@ def _setting(default: bool | int | float | str, label: str, help: str, **spec: A
 class Settings:
     """The settings, in the order of the controls and of the positional API arguments.
 
-    What each may be is said here once; `FIELDS` lists it for all who need it. Raises SettingsError for a wrong type
-    or range, and, when enabled, for an `end` below `start`.
+    What each may be is said here once. `FIELDS` lists it for all that need it.
+    Raises SettingsError for a wrong type or range and, when enabled, for an `end` below `start`.
     """
 
     enabled: bool = _setting(
         False,
         "ToDo · Token Downsampling",
-        "Faster big pictures: self-attention takes its keys and values from fewer tokens.",
+        "Faster large images: self-attention takes its keys and values from fewer tokens.",
     )
     factor: float = _setting(
-        2.0,
+        0.0,
         "Downsample factor",
-        "The factor at depth 1. SD 1.x / 2.x: 2 at 1024 px, 3 at 1536, 4 at 2048. SDXL: half.",
-        infotext="ToDo factor",
+        "Divides both sides of the largest token grid. 0: chosen from the size.",
+        infotext="ToDo downsample factor",
         minimum=1,
         maximum=8,
         step=0.5,
+        zero=True,
     )
     max_depth: int = _setting(
-        1,
+        2,
         "Max depth",
         "How deep in the U-Net to go. 1: the largest grid alone, where most of the time goes.",
-        infotext="ToDo max depth",
+        infotext="ToDo depths",
         minimum=1,
         maximum=4,
         step=1,
     )
     start: float = _setting(
         0.0,
-        "Start step",
-        "Downsample from this fraction of the sampling steps on. Later stays closer to the original picture.",
+        "Start",
+        "Downsample from this fraction of the sampling steps on. Later stays closer to the image without ToDo.",
         infotext="ToDo start",
     )
     end: float = _setting(
         1.0,
-        "End step",
+        "End",
         "Stop at this fraction of the sampling steps. Earlier gives the last details full attention.",
         infotext="ToDo end",
     )
     deeper_factor: float = _setting(
-        2.0,
+        0.0,
         "Deeper factor",
-        "The factor below depth 1, as far down as Max depth goes.",
+        "The factor below depth 1, as far down as Max depth goes. 0: half of the one above, or chosen from the size.",
         infotext="ToDo deeper factor",
         minimum=1,
         maximum=8,
         step=0.5,
+        zero=True,
     )
     passes: str = _setting(
         "both",
         "Hires. fix passes",
-        "Which passes of hires fix are downsampled. No effect on pictures made in one pass.",
+        "Which passes of hires fix are downsampled. No effect on images made in one pass.",
         infotext="ToDo passes",
         choices=("both", "first", "hires"),
     )
-    auto: bool = _setting(
-        False,
-        "Auto factor",
-        "Choose the factors from the size, so that about 64x64 keys remain. The factor sliders are then unused.",
+    hires_factor: float = _setting(
+        0.0,
+        "Factor in the hires pass",
+        "In place of Downsample factor, in the hires pass alone. 0: as the first pass.",
+        infotext="ToDo hires factor",
+        minimum=1,
+        maximum=8,
+        step=0.5,
+        zero=True,
+    )
+    moving: bool = _setting(
+        True,
+        "Moving grid",
+        "Other tokens become keys at each step, so that their errors cancel. Off: the same ones at every step.",
+        infotext="ToDo moving grid",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in FIELDS:
             object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
-        # An empty range that is switched off harms nobody; it must not stop pictures made without ToDo.
+        # An empty range that is switched off harms nobody; it must not stop images made without ToDo.
         if self.enabled and self.end < self.start:
             end = next(field for field in FIELDS if field.name == "end")
             raise SettingsError(
                 f"ToDo: end = {self.end!r} is not allowed: it must not be below start = {self.start!r} ({end.allowed})"
             )
 
-    def factor_at(self, depth: int, top_grid: tuple[int, int]) -> float:
-        """The factor at a depth (1 is the largest grid).
+    def for_hires_pass(self) -> Settings:
+        """These settings with the hires pass's own factor, where there is one."""
+        return dataclasses.replace(self, factor=self.hires_factor or self.factor)
 
-        With `auto`, depth 1 takes sqrt(H * W / 4096) of its own grid `top_grid` = (H, W), rounded to the nearest 0.5
-        (ties upwards) within 1 to 8, and each deeper depth half the factor of the one above, at least 1.
+    def factor_at(self, depth: int, grid: Grid) -> float:
+        """The factor at a depth (1 is the largest grid) whose grid is (H, W).
+
+        Where `factor` is 0, `factor_for` the grid. Otherwise `factor` at depth 1 and `deeper_factor` below. A
+        `deeper_factor` of 0 stands for half the factor of the depth above, at least 1.
         """
         if depth > self.max_depth:
             return 1.0
-        if self.auto:
-            height, width = top_grid
-            nearest = math.floor(2 * math.sqrt(height * width / 4096) + 0.5) / 2
-            return max(1.0, min(8.0, max(1.0, nearest)) / 2 ** (depth - 1))
-        return self.factor if depth == 1 else self.deeper_factor
+        if depth > 1 and self.deeper_factor:
+            return self.deeper_factor
+        if not self.factor:
+            return factor_for(grid)
+        return max(1.0, self.factor / (1 << (depth - 1)))
 
     def in_range(self, position: float) -> bool:
         """Whether the step at this position i / n of the pass's sampling steps is downsampled."""
         return self.start <= position < self.end
 
 
-FIELDS = tuple(Field(field.name, field.default, **field.metadata) for field in dataclasses.fields(Settings))
+def factor_for(grid: Grid) -> float:
+    """The factor that keeps about KEPT x KEPT tokens of a grid (H, W), within 1 to 8; 1 up to DENSE x DENSE tokens.
+
+    It is sqrt(H * W) / KEPT, rounded to the nearest 0.5 (ties upwards).
+    """
+    tokens = grid[0] * grid[1]
+    if tokens <= DENSE * DENSE:
+        return 1.0
+    return min(8.0, max(1.0, math.floor(2 * math.sqrt(tokens) / KEPT + 0.5) / 2))
+
+
+FIELDS = tuple(Field(spec.name, getattr(Settings, spec.name), **spec.metadata) for spec in dataclasses.fields(Settings))
 """All settings, in order."""

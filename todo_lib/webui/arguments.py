@@ -40,8 +40,11 @@ def enabled_settings(args: Sequence[Any]) -> Settings | None:
     return settings if settings.enabled else None
 
 
-def refusal(message: str) -> SettingsError:
-    """An error that the API answers with this message and status 422, Unprocessable Entity."""
-    error = SettingsError(message)
-    error.status_code, error.detail = 422, message
-    return error
+class Refusal(SettingsError):
+    """An error that the API answers with its message and status 422, Unprocessable Entity."""
+
+    status_code = 422
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.detail = message

@@ -23,9 +23,10 @@ def tell(p: Processing, name: str, text: str) -> None:
     """Say what was done in the pass of this name. Of several batches the last one has the word."""
     passes = getattr(p, "todo_passes", {})  # not there if another script has switched ToDo on after process()
     p.comments.pop(_line(passes), None)
-    p.todo_passes = {**passes, name: text}
-    p.comment(_line(p.todo_passes))
-    logger.debug(_line(p.todo_passes))
+    passes = {**passes, name: text}
+    vars(p)["todo_passes"] = passes
+    p.comment(_line(passes))
+    logger.debug(_line(passes))
 
 
 def _line(passes: dict[str, str]) -> str:

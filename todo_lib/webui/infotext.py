@@ -5,57 +5,74 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from todo_lib.settings import FIELDS, Settings, SettingsError
+from todo_lib import __version__
+from todo_lib.settings import FIELDS, Field, Settings, SettingsError, Value
 
-KEYS = tuple(field.infotext for field in FIELDS if field.infotext)
-"""All keys that are written."""
+_FIELDS: dict[str, Field] = {field.infotext: field for field in FIELDS if field.infotext}
+_FACTOR = "ToDo downsample factor"
+_VERSION = "ToDo version"
+_AUTO = "auto"  # stands for the factor 0
 
-_AUTO = "auto"  # stands for the factor where it is chosen from the size
-_FIELDS = {field.name: field for field in FIELDS}
+KEYS = (*_FIELDS, _VERSION)
+"""All keys that are written. No other extension writes or reads any of them."""
 
 
 def to_infotext(settings: Settings) -> dict[str, str]:
-    """The infotext of enabled settings: factor and max depth always, the others where they differ or matter."""
-    texts = {}
-    for field in FIELDS:
-        value = getattr(settings, field.name)
-        always = field.name in ("factor", "max_depth")
-        matters = field.name == "deeper_factor" and settings.max_depth > 1 and not settings.auto
-        if field.infotext and (always or matters or value != field.default):
-            texts[field.infotext] = _AUTO if field.name == "factor" and settings.auto else _text(value)
-    return texts
+    """The infotext of enabled settings: the factor, what differs from its default, and the version of ToDo."""
+    texts = {_FACTOR: _text(settings.factor) if settings.factor else _AUTO}
+    for key, field in _FIELDS.items():
+        value: Value = getattr(settings, field.name)
+        if value != field.default:
+            texts[key] = _text(value)
+    return {**texts, _VERSION: __version__}
 
 
 def from_infotext(params: Mapping[str, Any]) -> Settings:
-    """Settings from an image's parsed infotext. Absent keys mean defaults, no "ToDo factor" means switched off.
+    """Settings from an image's parsed infotext. Absent keys mean defaults, no factor means switched off.
 
-    Texts of the extension sd-webui-token-downsampling ("ToDo factor2", "ToDo disable after") are understood. Where
-    both extensions wrote into one text, ours counts.
+    A text of the extension sd-webui-token-downsampling is read as what it did. Where both extensions wrote into one
+    text, ours counts.
     Raises SettingsError for values that cannot be read or are not allowed.
     """
+    if _FACTOR not in params:
+        return _from_other_extension(params)
+    values = {field.name: _value(field, params[key]) for key, field in _FIELDS.items() if key in params}
+    return Settings(enabled=True, **values)
+
+
+def _from_other_extension(params: Mapping[str, Any]) -> Settings:
+    """What sd-webui-token-downsampling wrote. Its older versions had a max depth in place of a second factor."""
     if "ToDo factor" not in params:
         return Settings()
-    texts = {field.name: params[field.infotext] for field in FIELDS if field.infotext in params}
-    if not {"ToDo factor2", "ToDo max depth"} <= params.keys():  # it has never written both of them
-        if "ToDo disable after" in params:
-            texts["end"] = params["ToDo disable after"]
-        if "ToDo factor2" in params and _number("deeper_factor", params["ToDo factor2"]) > 1:
-            texts.update(deeper_factor=params["ToDo factor2"], max_depth=2)
-    values: dict[str, Any] = {"enabled": True}
-    if texts["factor"] == _AUTO:
-        values["auto"] = True
-        del texts["factor"]
-    for name, text in texts.items():
-        values[name] = text if _FIELDS[name].choices else _number(name, text)
-    return Settings(**values)
+    keys = {"ToDo factor": "factor", "ToDo max depth": "max_depth", "ToDo disable after": "end"}
+    values: dict[str, Any] = {name: _number(name, params[key]) for key, name in keys.items() if key in params}
+    deeper = _number("deeper_factor", params.get("ToDo factor2", 1))
+    if deeper > 1:
+        values.update(deeper_factor=deeper, max_depth=2)
+    elif "max_depth" not in values:
+        values["max_depth"] = 1
+    return Settings(enabled=True, moving=False, **values)
 
 
-def _text(value: float | str) -> str:
-    return str(value) if isinstance(value, str) else str(int(value)) if value == int(value) else repr(value)
+def _text(value: Value) -> str:
+    if isinstance(value, (str, bool)):
+        return str(value)
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _value(field: Field, text: Any) -> Any:
+    if field.choices:
+        return text
+    if isinstance(field.default, bool):
+        return {"True": True, "False": False}.get(text, text)
+    if field.name == "factor" and text == _AUTO:
+        return 0
+    return _number(field.name, text)
 
 
 def _number(name: str, text: Any) -> float:
     try:
         return float(text)
-    except ValueError:
-        raise SettingsError(f"ToDo: {name} = {text!r} is not allowed: it must be {_FIELDS[name].allowed}") from None
+    except (TypeError, ValueError):
+        field = next(field for field in FIELDS if field.name == name)
+        raise SettingsError(f"ToDo: {name} = {text!r} is not allowed: it must be {field.allowed}") from None

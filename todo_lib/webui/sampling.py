@@ -14,7 +14,7 @@ from modules.sd_samplers_common import Sampler as HostSampler
 from todo_lib.patch import Patch
 from todo_lib.settings import Settings, SettingsError
 from todo_lib.webui import comment
-from todo_lib.webui.arguments import refusal, settings_from
+from todo_lib.webui.arguments import Refusal, settings_from
 from todo_lib.webui.hosts import Processing, Sampler, unet_of
 from todo_lib.webui.steps import StepSearch
 
@@ -60,6 +60,8 @@ def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, name: 
         if settings.passes not in ("both", this_pass):
             comment.tell(p, name, f"left dense, because passes = {settings.passes}")
             return
+        if this_pass == "hires":
+            settings = settings.for_hires_pass()
     _instead_of_sampling(sampler, functools.partial(_sample_downsampled, p, name, settings))
 
 
@@ -103,12 +105,12 @@ def _instead_of_sampling(sampler: Sampler, replacement: Callable[..., Any]) -> N
         sampler.func = sample
         return replacement(sample, sampler, model, x, *args, **schedule)
 
-    run.todo_sample = sample
+    vars(run)["todo_sample"] = sample
     sampler.func = run
 
 
 def _refuse(message: str, *args: Any, **kwargs: Any) -> None:
-    raise refusal(message)
+    raise Refusal(message)
 
 
 def _sample_downsampled(

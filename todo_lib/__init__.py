@@ -2,12 +2,12 @@
 
 Smith, Saxena, Saha: "ToDo: Token Downsampling for Efficient Generation of High-Resolution Images", IJCAI 2024.
 
-    from todo_lib import Patch, Settings
+    from todo_lib import Patch, Settings, Step
 
-    step, steps = 0, 20
-    with Patch(unet, Settings(enabled=True, factor=2), lambda: step / steps) as patch:
-        for step in range(steps):
-            latent = denoise(unet, latent, step)
+    i, steps = 0, 20
+    with Patch(unet, Settings(enabled=True, factor=2), lambda: Step(i, i / steps)) as patch:
+        for i in range(steps):
+            latent = denoise(unet, latent, i)
     print(patch.report)
 
 Read `grid.py` first (which tokens become keys), then `hooks.py` (how the self-attentions get them). This package needs
@@ -16,9 +16,10 @@ torch alone and knows no host. Its part for the WebUI is `todo_lib.webui`.
 
 __version__ = "0.2.0"
 
+from todo_lib.hooks import Step
 from todo_lib.patch import Patch
 from todo_lib.plan import DepthPlan, plan
 from todo_lib.report import Report
 from todo_lib.settings import FIELDS, Settings, SettingsError
 
-__all__ = ["FIELDS", "DepthPlan", "Patch", "Report", "Settings", "SettingsError", "__version__", "plan"]
+__all__ = ["FIELDS", "DepthPlan", "Patch", "Report", "Settings", "SettingsError", "Step", "__version__", "plan"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+logger = logging.getLogger("ToDo")
 
 
 class EncoderWatch:
@@ -42,7 +45,11 @@ class EncoderWatch:
         self._known.clear()
 
     def _look(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        parts = module._modules
-        if "input_blocks" in parts and "output_blocks" not in parts and module not in self._known:
-            self._known.append(module)
+        parts = vars(module).get("_modules", ())  # compiled modules have none
+        if "input_blocks" not in parts or "output_blocks" in parts or module in self._known:
+            return
+        self._known.append(module)
+        try:
             self._found(module)
+        except Exception:  # it is somebody's module of another kind, which must run all the same
+            logger.debug("%s has input_blocks, but is no copy of an encoder", type(module).__name__, exc_info=True)

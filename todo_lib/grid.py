@@ -1,6 +1,12 @@
-"""Downsampling of a token grid: which tokens are kept, and where they stand in the row-by-row token sequence."""
+"""Downsampling of a token grid: which tokens are kept, and where they stand in the row-by-row token sequence.
+
+Paper, section 3.1: a strided subsampling, here also for sizes that the factor does not divide. The paper keeps the
+same tokens at every step ("nearest-exact"). A moving grid keeps other ones at each step, so that their errors cancel.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -12,23 +18,64 @@ def kept_size(size: int, factor: float) -> int:
     return max(1, int(size / factor))  # not size // factor: 8 // 1.6 is 4
 
 
-def kept_rows(size: int, kept: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """Source rows (or columns) of the kept ones: floor((i + 0.5) * size / kept) for i = 0 .. kept - 1, int64.
+def kept_rows(size: int, kept: int, place: int = 0, places: int = 1) -> list[int]:
+    """Source rows (or columns) of the kept ones: floor((i + p) * size / kept) for i = 0 .. kept - 1.
 
-    The paper's strided subsampling (section 3.1, nearest neighbour), also for sizes that the factor does not divide;
-    torch calls it "nearest-exact". Computed in whole numbers: torch itself, in 32-bit floats, can fall one row short
-    where (i + 0.5) * size / kept is exactly whole.
+    p = (2 * place + 1) / (2 * places), so 1/2 for the paper's grid. Computed in whole numbers: 32-bit floats can fall
+    one row short where the product is exactly whole.
     """
-    return ((2 * torch.arange(kept, device=device) + 1) * size).div(2 * kept, rounding_mode="floor")
+    return [(2 * places * i + 2 * place + 1) * size // (2 * places * kept) for i in range(kept)]
 
 
-def kept_tokens(grid: Grid, kept: Grid, grids: int = 1, device: torch.device | str | None = None) -> torch.Tensor:
+def places_of(factor: float) -> int:
+    """The number of places m = ceil(factor) that a moving grid takes in each direction."""
+    return math.ceil(factor)
+
+
+def offset(number: int, places: int) -> tuple[int, int]:
+    """The (row place, column place) at this number in the order of a moving grid, counted from 0.
+
+    Each of the places * places offsets comes once before any comes again. Neighbours in the order lie far apart, as in
+    an ordered dither: any `places` numbers in a row have each row place once. The first offset is the middle one, so
+    that a single step keeps what the paper keeps, where the factor is whole.
+    """
+    row = number + places // 2
+    column = places // 2 * number + number // places + places // 2
+    return row % places, column % places
+
+
+def head_offset(step: int, head: int, heads: int, places: int) -> tuple[int, int]:
+    """The offset of one of the attention heads of a layer at a sampling step, both counted from 0.
+
+    The order goes on by one from step to step. The heads are spread evenly over it, so that heads and steps together
+    soon cover all offsets.
+    """
+    return offset(step + head * places**2 // heads, places)
+
+
+def kept_tokens(
+    grid: Grid,
+    kept: Grid,
+    grids: int = 1,
+    device: torch.device | str | None = None,
+    offset: tuple[int, int] = (0, 0),
+    places: int = 1,
+) -> torch.Tensor:
     """Positions of the kept tokens in a sequence of `grids` whole H x W grids, each row by row.
 
-    grid: (H, W). kept: (h, w), at most (H, W). Returns int64 of shape (grids * h * w,), made on `device` without
-    any copy to it, hence without a synchronisation.
+    grid: (H, W).
+    kept: (h, w), at most (H, W).
+    offset: (row place, column place), each below `places`.
+    Returns int64 of shape (grids * h * w,), made without waiting for the device.
     """
-    rows = kept_rows(grid[0], kept[0], device)
-    columns = kept_rows(grid[1], kept[1], device)
+    rows = _on(device, kept_rows(grid[0], kept[0], offset[0], places))
+    columns = _on(device, kept_rows(grid[1], kept[1], offset[1], places))
     starts = torch.arange(grids, device=device) * (grid[0] * grid[1])
     return (starts[:, None, None] + rows[:, None] * grid[1] + columns).flatten()
+
+
+def _on(device: torch.device | str | None, numbers: list[int]) -> torch.Tensor:
+    tensor = torch.tensor(numbers)
+    if torch.device(device or "cpu").type == "cuda":  # from other memory than this the copy would wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

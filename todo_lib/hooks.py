@@ -2,121 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Container
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from todo_lib.grid import Grid
-from todo_lib.neighbours import is_computed_by_hooks, is_computed_differently, replaced_by_options
-from todo_lib.report import Report
+from todo_lib.neighbours import (
+    counts_on_all_keys,
+    is_computed_by_hooks,
+    is_computed_differently,
+    projects_itself,
+    replaced_by_options,
+)
+from todo_lib.report import Reason, Report
 from todo_lib.unet import SpatialTransformer
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+PreHook = Callable[[nn.Module, Args], Args | None]
+Hook = Callable[[nn.Module, Args, torch.Tensor], torch.Tensor | None]
 
-def gather(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Keep the tokens at these positions: (B, N, C) and (n,) -> (B, n, C)."""
-    return tokens.index_select(1, index)
+
+def gather(tokens: torch.Tensor, index: torch.Tensor, heads: int = 1) -> torch.Tensor:
+    """Keep these tokens, other ones for each head: (B, N, C) and (n * heads,) -> (B, n, C).
+
+    index: positions in the sequence of all tokens' heads, token by token.
+    """
+    if heads == 1:
+        return tokens.index_select(1, index)
+    parts = tokens.unflatten(-1, (heads, -1)).flatten(1, 2)  # B, N * heads, C / heads
+    return parts.index_select(1, index).unflatten(1, (-1, heads)).flatten(2)
+
+
+class Step(NamedTuple):
+    """A sampling step. number: i, counted from 0 in each pass. position: i / n, at least 0 and below 1."""
+
+    number: int
+    position: float
 
 
 class Downsampling(Protocol):
-    """What the hooks of all transformers share: it is the same for a whole sampling step."""
+    """What the hooks of all transformers share. It is the same for a whole sampling step."""
 
     report: Report
+    moving: bool
 
-    def position(self) -> float:
-        """i / n of the current sampling step."""
+    def step(self) -> Step:
+        """The current sampling step."""
 
-    def is_active(self, position: float) -> bool:
-        """Whether the step at this position is downsampled."""
+    def is_active(self, step: Step) -> bool:
+        """Whether this step is downsampled."""
 
     def kept_grid(self, depth: int, grid: Grid) -> Grid:
         """The grid (h, w) that is kept of a grid (H, W) at this depth."""
 
-    def kept_tokens(self, grid: Grid, kept: Grid, grids: int, device: torch.device) -> torch.Tensor:
-        """Positions of the kept tokens in a sequence of `grids` whole grids."""
+    def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
+        """What `gather` is to keep of a sequence of `grids` whole grids at this step."""
 
 
 class TransformerHooks:
     """The hooks of one spatial transformer, and what they know of its call under way.
 
+    A moving grid is gathered behind the key and value projections, as each head keeps tokens of its own. The paper's
+    grid is gathered in front of them, so that these shrink too. A projection that another patch computes has to see all
+    tokens, so there it is gathered behind as well.
+
     transformer: see `todo_lib.unet`.
-    downsampling: asked for the step and the kept grid in every call.
-    commonest: the `commonest_computation` of the whole U-Net's self-attentions.
+    downsampling: asked in every call.
+    known: the `known_computations` of the whole U-Net.
     prefix: put in front of the names of the self-attentions in the report.
     """
 
     def __init__(
-        self, transformer: SpatialTransformer, downsampling: Downsampling, commonest: object, prefix: str = ""
+        self, transformer: SpatialTransformer, downsampling: Downsampling, known: Container[object], prefix: str = ""
     ):
         self._downsampling = downsampling
         self._report = downsampling.report
         self._depth = transformer.depth
         self._module = transformer.module
-        self._commonest = commonest
+        self._known = known
         self._attentions = {prefix + name: attn for name, attn in transformer.attentions.items()}
         # Of the call under way:
-        self._grid: Grid = (0, 0)
+        self._step = Step(0, 0.0)
+        self._grid: Grid | None = None  # None: this call stays dense
         self._kept: Grid = (0, 0)
-        self._computed_elsewhere: set[str] = set()
-        self._queries_in_tiles = False
+        self._left: dict[str, Reason] = {}
         # (projection, its tokens, the kept ones) of to_k or to_v, whichever ran first: the other one takes the same.
         self._gathered: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
 
-    def install(self) -> list[torch.utils.hooks.RemovableHandle]:
-        """Register all hooks. Returns their handles, to be removed in any order."""
-        handles = [self._module.register_forward_pre_hook(self._before_transformer, with_kwargs=True)]
+    def install(self, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
+        """Register all hooks, and append the handle of each to this list."""
+        handles.append(self._module.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
         for name, attn in self._attentions.items():
-            handles.append(attn.register_forward_pre_hook(self._before_attention, with_kwargs=True))
-            shorten = self._shortener(name)
-            handles += [projection.register_forward_pre_hook(shorten) for projection in (attn.to_k, attn.to_v)]
-        return handles
+            handles.append(attn.register_forward_pre_hook(self._attention_hook(name), with_kwargs=True))
+            in_front, behind = self._projection_hooks(name, attn)
+            for projection in (attn.to_k, attn.to_v):
+                handles.append(projection.register_forward_pre_hook(in_front))
+                handles.append(projection.register_forward_hook(behind))
 
-    def _before_transformer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_transformer(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Take the grid of this very call from the transformer's input (B, C, H, W); decide what is kept of it."""
-        position = self._downsampling.position()
-        active = self._downsampling.is_active(position)
-        self._report.transformer_runs(position, active)
-        self._gathered, self._queries_in_tiles = None, False
-        self._grid = tuple(args[0].shape[-2:])
-        self._kept = self._grid
-        if active:
-            self._kept = self._downsampling.kept_grid(self._depth, self._grid)
-            self._computed_elsewhere = replaced_by_options(args, kwargs, list(self._attentions)) | {
-                name
-                for name, attn in self._attentions.items()
-                if is_computed_differently(attn, self._commonest) or is_computed_by_hooks(attn)
-            }
+        self._step = self._downsampling.step()
+        active = self._downsampling.is_active(self._step)
+        self._report.transformer_runs(self._step.position, active)
+        self._grid, self._gathered = None, None
+        x = args[0] if args else kwargs.get("x")
+        if not active or not isinstance(x, torch.Tensor):
+            return
+        grid = (int(x.shape[-2]), int(x.shape[-1]))  # tensors while a trace is made
+        self._kept = self._downsampling.kept_grid(self._depth, grid)
+        if self._kept == grid:
+            return
+        self._grid = grid
+        replaced = replaced_by_options(args, kwargs, list(self._attentions))
+        self._left = {
+            name: Reason.COMPUTATION
+            for name, attn in self._attentions.items()
+            if name in replaced or is_computed_differently(attn, self._known) or is_computed_by_hooks(attn)
+        }
 
-    def _before_attention(self, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """See whether another patch has cut the queries alone into tiles, which makes them more batches than the keys.
+    def _attention_hook(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
+        def before_attention(attn: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            """See whether the self-attention was handed something that counts on all keys."""
+            if self._grid is None or self._left.get(name) is Reason.COMPUTATION:
+                return
+            self._left.pop(name, None)
+            if reason := counts_on_all_keys(args, kwargs, self._grid):
+                self._left[name] = reason
 
-        Such a patch decides which keys a tile gets, and counts on all of them.
-        """
-        context = args[1] if len(args) > 1 else kwargs.get("context")
-        self._queries_in_tiles = bool(args) and context is not None and len(context) != len(args[0])
+        return before_attention
 
-    def _shortener(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        """The pre-hook for `to_k` and `to_v` of the self-attention of this name: tokens (B, N, C) -> (B, n, C)."""
+    def _projection_hooks(self, name: str, attn: nn.Module) -> tuple[PreHook, Hook]:
+        """The hooks in front of and behind `to_k` and `to_v`: one of the two shortens (B, N, C) to (B, n, C)."""
+        heads = getattr(attn, "heads", None) if self._downsampling.moving else None
 
-        def shorten(projection: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._kept == self._grid:
+        def gathers_behind(projection: nn.Module, args: Args) -> bool:
+            return self._downsampling.moving or not args or projects_itself(projection)
+
+        def in_front(projection: nn.Module, args: Args) -> Args | None:
+            if self._grid is None or gathers_behind(projection, args):
                 return None
-            tokens: torch.Tensor = args[0]
-            if self._gathered and self._gathered[0] is not projection and self._gathered[1] is tokens:
-                kept = self._gathered[2]
-                self._gathered = None
-                return (kept, *args[1:])
-            grids, rest = divmod(tokens.shape[1], self._grid[0] * self._grid[1])
-            if rest or not grids or self._queries_in_tiles:
-                self._report.left_tokens(name)
-                return None
-            if name in self._computed_elsewhere:
-                self._report.left_computation(name)
-                return None
-            kept = gather(tokens, self._downsampling.kept_tokens(self._grid, self._kept, grids, tokens.device))
-            self._gathered = (projection, tokens, kept)
-            self._report.downsampled(name, self._depth, self._grid, self._kept)
-            return (kept, *args[1:])
+            kept = self._shorten_once(name, projection, args[0])
+            return None if kept is None else (kept, *args[1:])
 
-        return shorten
+        def behind(projection: nn.Module, args: Args, output: torch.Tensor) -> torch.Tensor | None:
+            if self._grid is None or not gathers_behind(projection, args):
+                return None
+            return self._shorten(name, output, heads if heads and output.shape[-1] % heads == 0 else 1)
+
+        return in_front, behind
+
+    def _shorten_once(self, name: str, projection: nn.Module, tokens: torch.Tensor) -> torch.Tensor | None:
+        """Shorten the tokens in front of `to_k` and `to_v`, which mostly are the same, a single time."""
+        if self._gathered and self._gathered[0] is not projection and self._gathered[1] is tokens:
+            kept = self._gathered[2]
+            self._gathered = None
+            return kept
+        shortened = self._shorten(name, tokens)
+        self._gathered = None if shortened is None else (projection, tokens, shortened)
+        return shortened
+
+    def _shorten(self, name: str, tokens: torch.Tensor, heads: int = 1) -> torch.Tensor | None:
+        """(B, N, C) -> (B, n, C), or None where these tokens are to be left whole."""
+        assert self._grid is not None
+        grids, rest = divmod(int(tokens.shape[1]), self._grid[0] * self._grid[1])
+        reason = Reason.TOKENS if rest or not grids else self._left.get(name)
+        if reason:
+            self._report.left(name, reason)
+            return None
+        index = self._downsampling.index(self._depth, self._grid, grids, self._step, heads, tokens.device)
+        self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position)
+        return gather(tokens, index, heads)

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+
+from todo_lib.report import Reason
+from todo_lib.unet import SpatialTransformer
 
 
 def computation(attn: nn.Module) -> object:
@@ -25,21 +31,82 @@ def computation(attn: nn.Module) -> object:
     return getattr(getattr(function, "__func__", function), "__code__", type(function))
 
 
-def commonest_computation(attentions: Iterable[nn.Module]) -> object:
-    """The code that computes most of these self-attentions; None where there are none."""
-    codes = Counter(map(computation, attentions))
-    return codes.most_common(1)[0][0] if codes else None
+def known_computations(transformers: Iterable[SpatialTransformer]) -> set[object]:
+    """The computations that take any number of keys, as they stand at the beginning of a pass.
+
+    One that serves cross-attentions too is an attention implementation. One that most self-attentions have, and that
+    holds the `forward` which it replaced, is a wrapper that stays for good.
+    """
+    transformers = list(transformers)
+    blocks = [block for transformer in transformers for block in transformer.module.transformer_blocks]
+    known = {computation(block.attn2) for block in blocks if isinstance(getattr(block, "attn2", None), nn.Module)}
+    self_attentions = {computation(attn): attn for t in transformers for attn in t.attentions.values()}
+    codes = Counter(computation(attn) for t in transformers for attn in t.attentions.values())
+    for code, _ in codes.most_common(1):
+        attn = self_attentions[code]
+        if _leads_to_replaced_forward(attn.forward, attn):
+            known.add(code)
+    return known
 
 
-def is_computed_differently(attn: nn.Module, commonest: object) -> bool:
+def is_computed_differently(attn: nn.Module, known: Container[object]) -> bool:
     """Whether another patch computes this self-attention itself, by a `forward` set on the module.
 
-    Guidance that looks at the attention map of the middle block does so. A `forward` that most self-attentions had
-    before the pass began is another matter: an attention implementation, or a wrapper that stays for good.
+    Guidance that looks at the attention map of the middle block does so.
 
-    commonest: the `commonest_computation` of the U-Net's self-attentions at the beginning of the pass.
+    known: the `known_computations` of the U-Net.
     """
-    return "forward" in vars(attn) and computation(attn) not in (commonest, _computation_of_class(attn))
+    if "forward" not in vars(attn):
+        return False
+    return computation(attn) != _computation_of_class(attn) and computation(attn) not in known
+
+
+def projects_itself(projection: nn.Module) -> bool:
+    """Whether another patch has set a `forward` of its own on this projection, which may count the tokens.
+
+    ControlNet-LLLite joins them with an embedding of the whole grid. A `forward` that was put back by setting it is
+    the class's own.
+    """
+    own = vars(projection).get("forward")
+    return own is not None and getattr(own, "__func__", own) is not type(projection).forward
+
+
+def compiled_modules(unet: nn.Module) -> set[nn.Module]:
+    """The modules of a U-Net that run as compiled code (torch.compile), which does not look at hooks set later."""
+    return {inner for module in unet.modules() if _is_compiled(module) for inner in module.modules()}
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    return hasattr(forward, "_torchdynamo_orig_callable") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def counts_on_all_keys(args: Sequence[Any], kwargs: dict[str, Any], grid: tuple[int, int]) -> Reason | None:
+    """Why a self-attention of a grid (H, W) needs all its keys, by the arguments of its call; None where it does not.
+
+    args, kwargs: x (B, N, C), context and mask, as `ldm` names them.
+    """
+    names = enumerate(("x", "context", "mask"))
+    x, context, mask = (args[i] if len(args) > i else kwargs.get(name) for i, name in names)
+    if mask is not None:
+        return Reason.MASK
+    if context is None or x is None or context is x:
+        return None
+    if len(context) != len(x):  # queries in tiles, which make them more batches: the tiles' keys are not ours to choose
+        return Reason.TOKENS
+    grids, rest = divmod(int(context.shape[1]), grid[0] * grid[1])
+    # As many tokens as four grids are one grid of twice the resolution as well.
+    if not rest and grids > 1 and math.isqrt(grids) ** 2 == grids and not _has_grid(context, x, grids):
+        return Reason.TOKENS
+    return None
+
+
+def _has_grid(context: torch.Tensor, x: torch.Tensor, grids: int) -> bool:
+    """Whether x is one of the grids that this context would be made of. The values tell, which waits for the device."""
+    if context.shape[2:] != x.shape[2:] or context.shape[1] != grids * x.shape[1]:
+        return False
+    same = context.unflatten(1, (grids, -1)) == x[:, None]
+    return bool(same.flatten(2).all(2).any(1).all())
 
 
 def is_computed_by_hooks(attn: nn.Module) -> bool:
@@ -71,6 +138,31 @@ def replaced_by_options(args: Sequence[Any], kwargs: dict[str, Any], names: Sequ
                 return set()
             return {n for i, n in enumerate(names) if place in registered or (*place[:2], i) in registered}
     return set()
+
+
+def _leads_to_replaced_forward(function: Any, attn: nn.Module, wrappers: int = 4) -> bool:
+    """Whether a `forward` holds the one of this self-attention that it has replaced, or a wrapper that does."""
+    for held in filter(callable, _held_by(function)):
+        if isinstance(held, types.MethodType) and held.__self__ is attn:
+            return True
+        if getattr(held, "__code__", None) is _computation_of_class(attn):
+            return True
+        if wrappers > 1 and _leads_to_replaced_forward(held, attn, wrappers - 1):
+            return True
+    return False
+
+
+def _held_by(function: Any) -> Iterator[Any]:
+    """What a function closes over or has as defaults, a partial one as arguments, a callable object as attributes."""
+    if isinstance(function, types.MethodType):
+        yield function.__func__
+    elif isinstance(function, types.FunctionType):
+        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield from inspect.getclosurevars(function).nonlocals.values()
+    elif isinstance(function, functools.partial):
+        yield from (function.func, *function.args, *function.keywords.values())
+    elif not isinstance(function, (type, nn.Module)):
+        yield from getattr(function, "__dict__", {}).values()
 
 
 def _module_of(hook: Callable[..., Any]) -> str:

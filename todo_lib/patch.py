@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from todo_lib.encoders import EncoderWatch
-from todo_lib.grid import Grid, kept_size, kept_tokens
-from todo_lib.hooks import TransformerHooks
-from todo_lib.neighbours import commonest_computation
-from todo_lib.report import CONTROL, Report
+from todo_lib.grid import Grid, head_offset, kept_size, kept_tokens, places_of
+from todo_lib.hooks import Step, TransformerHooks
+from todo_lib.neighbours import compiled_modules, known_computations
+from todo_lib.report import CONTROL, Reason, Report
 from todo_lib.settings import Settings
 from todo_lib.unet import SpatialTransformer, spatial_transformers
 
@@ -32,17 +32,17 @@ class Patch:
 
     unet: see `todo_lib.unet.spatial_transformers`.
     settings: `enabled` and `passes` are the caller's to obey.
-    progress: returns the position i / n of the current step in its pass, 0 <= i / n < 1. It is asked once for every
-        call of a spatial transformer.
+    step: returns the current sampling `Step`. It is asked once for every call of a spatial transformer.
     """
 
-    def __init__(self, unet: nn.Module, settings: Settings, progress: Callable[[], float]):
+    def __init__(self, unet: nn.Module, settings: Settings, step: Callable[[], Step]):
         self.report = Report()
-        self.position = progress
+        self.moving = settings.moving
+        self.step = step
         self._unet = unet
         self._settings = settings
         self._depths: dict[int, int] = {}
-        self._kept_tokens: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._encoders = EncoderWatch(self._install_in_encoder)
         self._encoder_count = 0
@@ -60,28 +60,36 @@ class Patch:
             self._remove()
             self._unet = unet
             self._install()
-        if self._depths:
+        if self._handles:
             # Here too, as the U-Net may reuse what it computed before, and run no self-attention.
-            self.report.unet_called(self.position())
+            self.report.unet_called(self.step().position)
             self._encoders.start(unet)
 
     # ---- what the hooks ask
 
-    def is_active(self, position: float) -> bool:
-        """Whether the step at this position i / n is downsampled."""
-        return self._settings.in_range(position)
+    def is_active(self, step: Step) -> bool:
+        """Whether this step is downsampled."""
+        return self._settings.in_range(step.position)
 
     def kept_grid(self, depth: int, grid: Grid) -> Grid:
         """The grid (h, w) that is kept of a grid (H, W) at a depth."""
         factor = self._settings.factor_at(depth, grid)
         return kept_size(grid[0], factor), kept_size(grid[1], factor)
 
-    def kept_tokens(self, grid: Grid, kept: Grid, grids: int, device: torch.device) -> torch.Tensor:
-        """See `todo_lib.grid.kept_tokens`. Made once, as the calls of a sampling repeat themselves."""
-        key = (grid, kept, grids, device)
-        if key not in self._kept_tokens:
-            self._kept_tokens[key] = kept_tokens(*key)
-        return self._kept_tokens[key]
+    def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
+        """What `gather` is to keep of a sequence of `grids` whole grids at this step: (grids * h * w * heads,).
+
+        Made once, as the calls and offsets of a sampling repeat themselves.
+        """
+        places = places_of(self._settings.factor_at(depth, grid)) if self.moving else 1
+        number = step.number % places**2
+        key = (depth, grid, grids, number, heads, device)
+        if key not in self._indices:
+            kept = self.kept_grid(depth, grid)
+            offsets = [head_offset(number, head, heads, places) for head in range(heads)]
+            tokens = [kept_tokens(grid, kept, grids, device, offset, places) for offset in offsets]
+            self._indices[key] = torch.stack([heads * t + i for i, t in enumerate(tokens)], dim=1).flatten()
+        return self._indices[key]
 
     # ---- installing and removing
 
@@ -89,25 +97,37 @@ class Patch:
         transformers = spatial_transformers(self._unet)
         self.report.patched(len(transformers))
         self._depths = {transformer.halvings: transformer.depth for transformer in transformers}
-        self._install_in(transformers)
+        self._install_in(self._unet, transformers)
 
     def _install_in_encoder(self, encoder: nn.Module) -> None:
         self._encoder_count += 1
-        self._install_in(spatial_transformers(encoder, self._depths), f"{CONTROL} {self._encoder_count}: ")
+        self._install_in(encoder, spatial_transformers(encoder, self._depths), f"{CONTROL} {self._encoder_count}: ")
 
-    def _install_in(self, transformers: list[SpatialTransformer], prefix: str = "") -> None:
-        commonest = commonest_computation(attn for t in transformers for attn in t.attentions.values())
+    def _install_in(self, model: nn.Module, transformers: list[SpatialTransformer], prefix: str = "") -> None:
+        known = known_computations(transformers)
+        compiled = compiled_modules(model)
+        handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for transformer in transformers:
-                if transformer.depth <= self._settings.max_depth:
-                    self._handles += TransformerHooks(transformer, self, commonest, prefix).install()
+                if transformer.depth > self._settings.max_depth:
+                    continue
+                if compiled.isdisjoint(transformer.module.modules()):
+                    TransformerHooks(transformer, self, known, prefix).install(handles)
+                    continue
+                for name in transformer.attentions:
+                    self.report.left(prefix + name, Reason.COMPILED)
         except BaseException:
-            self._remove()
+            _remove(handles)
             raise
+        self._handles += handles
 
     def _remove(self) -> None:
         self._encoders.forget()
         self._encoder_count = 0
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _remove(self._handles)
+
+
+def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from todo_lib.grid import Grid
 
 # Names of self-attentions begin so where they are not the U-Net's own but those of a copy of its encoder.
 CONTROL = "ControlNet"
+
+
+class Reason(Enum):
+    """Why a self-attention was left to another patch. The value is what people read of it."""
+
+    TOKENS = "that tiles or merges their tokens"
+    COMPUTATION = "that computes their attention itself"
+    MASK = "that hands them a mask for all their keys"
+    COMPILED = "that has compiled them"
 
 
 @dataclass
@@ -16,20 +26,20 @@ class Report:
 
     transformers: the number of spatial transformers with self-attention that the U-Net has.
     ran: whether any of them within max depth has run.
+    in_range: whether one has run at a step between start and end.
     steps: the positions i / n at which the U-Net was called.
-    active_steps: the positions between start and end at which a spatial transformer within max depth ran.
+    active_steps: the positions at which a self-attention was downsampled.
     layers: (depth, grid, kept grid) -> names of the self-attentions downsampled so. Grids are (H, W).
-    foreign_tokens: names of self-attentions left to another patch because their tokens were not their grid.
-    foreign_computation: names of self-attentions left to another patch because it computes them itself.
+    left_layers: reason -> names of the self-attentions left to another patch for it.
     """
 
     transformers: int = 0
     ran: bool = False
+    in_range: bool = False
     steps: set[float] = field(default_factory=set)
     active_steps: set[float] = field(default_factory=set)
     layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
-    foreign_tokens: set[str] = field(default_factory=set)
-    foreign_computation: set[str] = field(default_factory=set)
+    left_layers: dict[Reason, set[str]] = field(default_factory=dict)
 
     def patched(self, transformers: int) -> None:
         """Note that a U-Net with so many spatial transformers is patched from now on."""
@@ -39,24 +49,20 @@ class Report:
         """Note that the U-Net is called at the step at this position."""
         self.steps.add(position)
 
-    def transformer_runs(self, position: float, active: bool) -> None:
+    def transformer_runs(self, position: float, in_range: bool) -> None:
         """Note that a spatial transformer within max depth runs, at a step between start and end or not."""
         self.ran = True
+        self.in_range |= in_range
         self.steps.add(position)
-        if active:
-            self.active_steps.add(position)
 
-    def downsampled(self, name: str, depth: int, grid: Grid, kept: Grid) -> None:
-        """Note that this self-attention has taken its keys and values from the kept grid."""
+    def downsampled(self, name: str, depth: int, grid: Grid, kept: Grid, position: float) -> None:
+        """Note that this self-attention has taken its keys or values from the kept grid."""
+        self.active_steps.add(position)
         self.layers.setdefault((depth, grid, kept), set()).add(name)
 
-    def left_tokens(self, name: str) -> None:
-        """Note that this self-attention was left alone, as its tokens were not its grid."""
-        self.foreign_tokens.add(name)
-
-    def left_computation(self, name: str) -> None:
-        """Note that this self-attention was left alone, as another patch computes it."""
-        self.foreign_computation.add(name)
+    def left(self, name: str, reason: Reason) -> None:
+        """Note that this self-attention was left to another patch."""
+        self.left_layers.setdefault(reason, set()).add(name)
 
     def __str__(self) -> str:
         """One line for people: grids (width x height, as the WebUI writes sizes), layers and steps, or why nothing."""
@@ -65,13 +71,10 @@ class Report:
             for (depth, grid, kept), names in sorted(self.layers.items())
         ]
         parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps" if parts else "nothing downsampled")
-        if self.foreign_tokens:
-            parts.append(f"{_layers(self.foreign_tokens)} left to another patch that tiles or merges their tokens")
-        if self.foreign_computation:
-            parts.append(
-                f"{_layers(self.foreign_computation)} left to another patch that computes their attention itself"
-            )
-        if not (self.layers or self.foreign_tokens or self.foreign_computation):
+        for reason in Reason:
+            if names := self.left_layers.get(reason):
+                parts.append(f"{_layers(names)} left to another patch {reason.value}")
+        if not (self.layers or self.left_layers):
             parts.append(self._reason())
         return ", ".join(parts)
 
@@ -80,7 +83,7 @@ class Report:
             return "this model has no U-Net self-attention"
         if not self.ran:
             return "the U-Net's own self-attentions did not run"
-        if not self.active_steps:
+        if not self.in_range:
             return "no sampling step is between start and end"
         return "the factor is 1 at this size"
 

@@ -47,17 +47,15 @@ def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     it takes, the last one first.
     """
     names = {module: name for name, module in unet.named_modules()}
-    encoder = list(getattr(unet, "input_blocks", unet.children()))
     halvings = 0
-    after = []
-    for block in encoder:
+    encoder = []
+    for block in getattr(unet, "input_blocks", unet.children()):
         halvings += any(_halves(module) for module in block.modules())
-        after.append((block, halvings))
-    if hasattr(unet, "input_blocks"):
-        after.append((unet.middle_block, halvings))
-        decoder = getattr(unet, "output_blocks", ())
-        after.extend((block, n) for block, (_, n) in zip(decoder, reversed(after[:-1]), strict=False))
-    for block, n in after:
+        encoder.append((block, halvings))
+    middle = [(unet.middle_block, halvings)] if hasattr(unet, "middle_block") else []
+    blocks = zip(getattr(unet, "output_blocks", ()), reversed(encoder), strict=False)
+    decoder = [(block, n) for block, (_, n) in blocks]
+    for block, n in encoder + middle + decoder:
         for module in block.modules():
             if isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
                 yield names[module], module, n

@@ -26,7 +26,7 @@ def positions(sampler, schedule, calls, sample=lambda: None):
     with search.watching(sample, schedule):
         for _ in range(calls):
             search.before_call(torch.ones(1))
-            seen.append(search.position())
+            seen.append(search.step().position)
             sampler.model_wrap_cfg.step += 1
     return seen
 
@@ -56,5 +56,5 @@ def test_a_loop_where_the_number_of_steps_is_unknown():
         bar = sample()
         assert bar.iterable == range(3)
         search.before_call(torch.tensor([1.25]))
-        assert search.position() == 0.5
+        assert search.step().position == 0.5
     assert names["trange"] is trange

@@ -14,11 +14,12 @@ from torch.nn.modules import module as torch_module
 
 from tests.todo_lib.unets import SD1, Encoder, attentions, call, counted, inputs, make_unet, patched, state
 from todo_lib.neighbours import (
-    commonest_computation,
     is_computed_by_hooks,
     is_computed_differently,
+    known_computations,
     replaced_by_options,
 )
+from todo_lib.report import Reason
 from todo_lib.unet import spatial_transformers
 from todo_lib.webui.hosts import unet_of
 
@@ -180,7 +181,7 @@ def test_a_layer_computed_by_hooks_is_left_alone(sd1):
         guided = call(sd1)
     assert calls[MIDDLE] == [(4, 4, 4)] * 2
     assert calls["input_blocks.1.1.transformer_blocks.0.attn1"] == [(256, 64, 64)] * 2
-    assert patch.report.foreign_computation == {MIDDLE} and len(patch.report.layers) == 3
+    assert patch.report.left_layers[Reason.COMPUTATION] == {MIDDLE} and len(patch.report.layers) == 3
     assert "1 layer left to another patch that computes their attention itself" in str(patch.report)
     assert not torch.equal(plain, guided)
 
@@ -227,14 +228,14 @@ def test_a_layer_with_a_forward_of_its_own_is_left_alone(sd1):
     maps, attn = [], sd1.get_submodule(MIDDLE)
     attn.forward = own_forward(maps).__get__(attn)
     try:
-        usual = commonest_computation(attentions(sd1).values())
-        assert [name for name, a in attentions(sd1).items() if is_computed_differently(a, usual)] == [MIDDLE]
+        known = known_computations(spatial_transformers(sd1))
+        assert [name for name, a in attentions(sd1).items() if is_computed_differently(a, known)] == [MIDDLE]
         with patched(sd1, max_depth=4) as patch, counted(sd1) as calls:
             call(sd1)
     finally:
         del attn.forward
     assert maps == [(4, 4)] and calls[MIDDLE] == [(4, 4, 4)]
-    assert patch.report.foreign_computation == {MIDDLE} and len(patch.report.layers) == 3
+    assert patch.report.left_layers[Reason.COMPUTATION] == {MIDDLE} and len(patch.report.layers) == 3
 
 
 @contextlib.contextmanager
@@ -276,7 +277,7 @@ def test_attentions_replaced_within_a_call_are_left_alone(sd1):
         alone = call(sd1)
         with patched(sd1, max_depth=4) as patch:
             assert torch.equal(call(sd1), alone)
-    assert patch.report.foreign_computation == set(attentions(sd1)) and not patch.report.layers
+    assert patch.report.left_layers[Reason.COMPUTATION] == set(attentions(sd1)) and not patch.report.layers
     assert str(patch.report) == (
         "nothing downsampled, 16 layers left to another patch that computes their attention itself"
     )
@@ -284,7 +285,7 @@ def test_attentions_replaced_within_a_call_are_left_alone(sd1):
 
 def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
     """And neither is what has been put back by setting it, which stays on the module for good."""
-    attn, usual = sd1.get_submodule(MIDDLE), commonest_computation(attentions(sd1).values())
+    attn, known = sd1.get_submodule(MIDDLE), known_computations(spatial_transformers(sd1))
     plain = attn.forward
 
     @functools.wraps(plain)
@@ -293,7 +294,7 @@ def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
 
     for forward, own in [(wrapped, False), (plain, False), (lambda *args, **kwargs: plain(*args, **kwargs), True)]:
         attn.forward = forward
-        assert is_computed_differently(attn, usual) is own
+        assert is_computed_differently(attn, known) is own
     del attn.forward
 
 
@@ -330,7 +331,7 @@ def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1, wrap):
     finally:
         for attn in wrapped:
             del attn.forward
-    assert not patch.report.foreign_computation
+    assert Reason.COMPUTATION not in patch.report.left_layers
 
 
 def test_steps_in_which_no_layer_runs_are_counted(sd1):
@@ -399,7 +400,8 @@ def test_a_replacement_sees_as_many_keys_as_queries(sd1):
     options = {"block": ("input", 1), "patches_replace": {"attn1": {("input", 1, 0): lambda q, k, v: v}}}
     with torch.no_grad(), patched(unet) as patch:
         replaced = unet[0](x, None, options)
-        assert patch.report.foreign_computation == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
+        assert patch.report.left_layers == {Reason.COMPUTATION: {"0.transformer_blocks.0.attn1"}}
+        assert not patch.report.layers
         unet[0](x, None, {"block": ("input", 1)})
         assert patch.report.layers
     with torch.no_grad():
@@ -442,10 +444,10 @@ def test_tokens_whole_for_queries_in_tiles_are_left_alone():
         dense = unet[0](x, 4)
         with patched(unet, factor=2.5) as patch:
             assert torch.equal(unet[0](x, 4), dense)
-        assert patch.report.foreign_tokens == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
+        assert patch.report.left_layers[Reason.TOKENS] == {"0.transformer_blocks.0.attn1"} and not patch.report.layers
         with patched(unet, factor=2.5) as patch:
             unet[0](x, 1)
-        assert patch.report.layers and not patch.report.foreign_tokens
+        assert patch.report.layers and Reason.TOKENS not in patch.report.left_layers
 
 
 def test_the_unet_of_a_host(sd1):

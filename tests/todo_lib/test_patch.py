@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import itertools
 import math
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ldm.modules.attention import SpatialTransformer
+from ldm.modules.attention import CrossAttention, SpatialTransformer
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,9 +40,13 @@ from tests.todo_lib.unets import (
     state,
     transformers,
 )
-from todo_lib import Patch, Settings
+from todo_lib import Patch, Settings, Step
 from todo_lib.grid import kept_size, kept_tokens
+from todo_lib.report import Reason
 from todo_lib.unet import spatial_transformers
+
+# As `patched` has them.
+PAPER = {"factor": 2, "max_depth": 1, "deeper_factor": 2}
 
 
 def halvings(unet: nn.Module) -> dict[int, int]:
@@ -50,7 +55,7 @@ def halvings(unet: nn.Module) -> dict[int, int]:
 
 
 def factors(unet: nn.Module, settings: Settings) -> dict[int, float]:
-    """Halvings -> factor, for settings without auto."""
+    """Halvings -> factor, where each is given."""
     return {
         n: settings.factor if depth == 1 else settings.deeper_factor
         for depth, n in halvings(unet).items()
@@ -64,7 +69,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def assert_same_as_reference(unet, size, batch=1, tolerance=1e-5, **chosen):
     """The patched U-Net's output is that of one whose context torch itself has interpolated, and no other."""
-    with reference(unet, size, factors(unet, Settings(**chosen))):
+    with reference(unet, size, factors(unet, Settings(**{**PAPER, **chosen}))):
         expected = call(unet, size, batch)
     with patched(unet, **chosen):
         result = call(unet, size, batch)
@@ -209,7 +214,7 @@ def test_half_precision(unet, dtype):
     with half(unet, dtype) as (unet, run):
         dense = run()
         chosen = {"max_depth": 2, "factor": 2}
-        with reference(unet, (16, 16), factors(unet, Settings(**chosen))):
+        with reference(unet, (16, 16), factors(unet, Settings(**{**PAPER, **chosen}))):
             expected = run()
         with patched(unet, **chosen):
             result = run()
@@ -223,7 +228,7 @@ def test_autocast(unet):
     """The WebUI's usual way to half precision."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dense = call(unet)
-        with reference(unet, (16, 16), factors(unet, Settings())):
+        with reference(unet, (16, 16), factors(unet, Settings(**PAPER))):
             expected = call(unet)
         with patched(unet):
             result = call(unet)
@@ -262,7 +267,7 @@ def test_factor_1_is_dense_to_the_bit(unet, max_depth):
     with patched(unet, factor=1, deeper_factor=1, max_depth=max_depth) as patch, Operations() as operations:
         assert torch.equal(call(unet), dense)
     assert not operations.counts["index_select"]
-    assert not patch.report.layers and not patch.report.foreign_tokens
+    assert not patch.report.layers and Reason.TOKENS not in patch.report.left_layers
 
 
 def test_a_factor_that_keeps_all_is_dense_to_the_bit():
@@ -299,7 +304,7 @@ def test_queries_stay_whole_and_keys_are_few(unet, max_depth):
     chosen = {"max_depth": max_depth, "factor": 3, "deeper_factor": 1.5}
     with patched(unet, **chosen) as patch, counted(unet) as calls:
         call(unet, size)
-    factor_of = factors(unet, Settings(**chosen))
+    factor_of = factors(unet, Settings(**{**PAPER, **chosen}))
     downsampled = set()
     for transformer in spatial_transformers(unet):
         height, width = grid_at(size, transformer.halvings)
@@ -310,7 +315,7 @@ def test_queries_stay_whole_and_keys_are_few(unet, max_depth):
             if factor > 1:
                 downsampled.add(name)
     assert set().union(*patch.report.layers.values()) == downsampled
-    assert not patch.report.foreign_tokens
+    assert Reason.TOKENS not in patch.report.left_layers
 
 
 def test_cross_attention_is_left_alone(unet):
@@ -335,7 +340,7 @@ def test_blocks_without_self_attention_are_left_alone():
     # Depth 1 is the grid at 1/2: 8 x 8 tokens, keys from 4 x 4.
     assert Counter(keys.values()) == {64: 5 + 1, 16: 5 + 5}  # 1/4 has 4 x 4 tokens and stays whole
     assert patch.report.layers.keys() == {(1, (8, 8), (4, 4))}
-    assert not patch.report.foreign_tokens
+    assert Reason.TOKENS not in patch.report.left_layers
 
 
 @contextlib.contextmanager
@@ -372,7 +377,7 @@ def test_context_of_whole_grids_is_downsampled_grid_by_grid(k, first):
     (name,) = attentions(tree)
     assert calls[name] == [(70, k * 15, k * 15)]
     assert parts[0].report.layers == {(1, (7, 10), (3, 5)): {name}}
-    assert not parts[0].report.foreign_tokens
+    assert Reason.TOKENS not in parts[0].report.left_layers
 
 
 @torch.no_grad()
@@ -397,11 +402,11 @@ def test_any_other_context_is_left_alone(tokens):
         dense = tree(x, prompt)
         with patched(tree) as patch:
             assert torch.equal(tree(x, prompt), dense)
-        assert not patch.report.layers and patch.report.foreign_tokens == set(attentions(tree))
+        assert not patch.report.layers and patch.report.left_layers[Reason.TOKENS] == set(attentions(tree))
         # Outside its steps the patch has nothing to leave to others.
         with patched(tree, end=0) as patch:
             assert torch.equal(tree(x, prompt), dense)
-        assert not patch.report.foreign_tokens
+        assert Reason.TOKENS not in patch.report.left_layers
 
 
 @torch.no_grad()
@@ -413,7 +418,7 @@ def test_every_depth_counts_in_its_own_grids():
     with handed(tree, torch.randn(1, 256, 64)), counted(tree) as calls, patched(tree, max_depth=2, factor=4):
         tree(x, prompt)
     assert calls[names[0]] == [(256, 16, 16)]  # one grid of 16 x 16, keys from 4 x 4
-    assert calls[names[1]] == [(64, 64, 64)]  # four grids of 8 x 8, keys from 4 x 4 each
+    assert calls[names[1]] == [(64, 256, 256)]  # four grids of 8 x 8, or one of 16 x 16: left alone
 
 
 @torch.no_grad()
@@ -428,9 +433,14 @@ def test_keys_and_values_from_different_tokens():
         q, k, v = attn.to_q(x), attn.to_k((x * 1.5)[:, keep]), attn.to_v((x - 1)[:, keep])
         return attn.to_out(F.scaled_dot_product_attention(q, k, v))
 
-    attn.forward = lambda *args, **kwargs: attend(*args, **kwargs, keep=index)
+    def computed_by(attend):
+        attn.__class__ = type(
+            "Attention", (CrossAttention,), {"forward": lambda self, *args, **kw: attend(*args, **kw)}
+        )
+
+    computed_by(functools.partial(attend, keep=index))
     expected = tree(x, prompt)
-    attn.forward = attend
+    computed_by(attend)
     for _ in range(2):
         with patched(tree):
             assert difference(tree(x, prompt), expected) < 1e-5
@@ -506,12 +516,12 @@ def test_tiles_and_merged_tokens_are_left_to_the_other_patch(sd1, other, first):
         for part in parts if first == "patch" else reversed(parts):
             stack.enter_context(part)
         assert torch.equal(call(sd1), alone)
-    assert parts[0].report.foreign_tokens == set(top) and not parts[0].report.layers
+    assert parts[0].report.left_layers[Reason.TOKENS] == set(top) and not parts[0].report.layers
 
     # At depth 2 nothing is tiled or merged: that is downsampled, and only that.
     with others(), patched(sd1, max_depth=2) as patch, counted(sd1) as calls:
         call(sd1)
-    assert patch.report.foreign_tokens == set(top)
+    assert patch.report.left_layers[Reason.TOKENS] == set(top)
     assert patch.report.layers.keys() == {(2, (8, 8), (4, 4))}
     for transformer in spatial_transformers(sd1):
         if transformer.depth == 2:
@@ -536,7 +546,7 @@ def test_a_grid_that_is_resized_inside_the_unet(unet):
     finally:
         for hook in (handle, *watches):
             hook.remove()
-    assert not patch.report.foreign_tokens
+    assert Reason.TOKENS not in patch.report.left_layers
     assert (12, 6) in grids.values()  # resized it was
     for name, attn_calls in calls.items():
         if name.endswith("attn1"):
@@ -558,7 +568,7 @@ def test_every_call_has_its_own_size(sd1):
     assert {grid for _, grid, _ in patch.report.layers} == set(sizes)
 
 
-# ---- auto
+# ---- factor 0
 
 
 def on_meta(unet, *sizes, **chosen):
@@ -573,7 +583,7 @@ def on_meta(unet, *sizes, **chosen):
     with patched(unet, **chosen) as patch, counted(unet) as calls, torch.no_grad():
         for size in sizes:
             unet(torch.empty(1, 4, *size, device="meta"), timesteps.to("meta"), context)
-    assert not patch.report.foreign_tokens
+    assert Reason.TOKENS not in patch.report.left_layers
     found = []
     for i in range(len(sizes)):
         keys = {}
@@ -587,33 +597,24 @@ def on_meta(unet, *sizes, **chosen):
 @pytest.mark.parametrize(
     ("layout", "size", "keys"),
     [
-        ("sd1", (128, 128), [64 * 64, 64 * 64, 32 * 32, 16 * 16]),
-        ("sd1", (256, 256), [64 * 64, 64 * 64, 64 * 64, 32 * 32]),
-        ("sd1", (96, 160), [48 * 80, 48 * 80, 24 * 40, 12 * 20]),  # sqrt(3.75) is nearest to 2
-        ("sdxl", (256, 256), [64 * 64, 64 * 64]),
+        ("sd1", (64, 64), [64 * 64, 32 * 32, 16 * 16, 8 * 8]),
+        ("sd1", (128, 128), [51 * 51, 64 * 64, 32 * 32, 16 * 16]),  # 128 / 48 is nearest to 2.5
+        ("sd1", (256, 256), [46 * 46, 51 * 51, 64 * 64, 32 * 32]),
+        ("sd1", (96, 160), [38 * 64, 48 * 80, 24 * 40, 12 * 20]),
+        ("sdxl", (256, 256), [51 * 51, 64 * 64]),
     ],
     ids=str,
 )
-def test_auto_chooses_by_size(layout, size, keys, request):
-    assert on_meta(request.getfixturevalue(layout), size, auto=True, max_depth=4) == [keys]
+def test_factor_0_chooses_by_the_size_of_each_depth(layout, size, keys, request):
+    assert on_meta(request.getfixturevalue(layout), size, factor=0, deeper_factor=0, max_depth=4) == [keys]
 
 
-def test_auto_stops_at_max_depth_and_follows_the_size(sd1):
+def test_factor_0_stops_at_max_depth_and_follows_the_size(sd1):
     """A tiled upscaler may have several sizes in one pass."""
-    small, big = [64 * 64, 64 * 64, 32 * 32, 16 * 16], [64 * 64, 64 * 64, 64 * 64, 32 * 32]
+    small, big = [51 * 51, 64 * 64, 32 * 32, 16 * 16], [46 * 46, 51 * 51, 64 * 64, 32 * 32]
     sizes = (128, 128), (256, 256), (128, 128)
-    assert on_meta(sd1, *sizes, auto=True, max_depth=2) == [small, big, small]
-    assert on_meta(sd1, (256, 256), auto=True, max_depth=1) == [[64 * 64, 128 * 128, 64 * 64, 32 * 32]]
-
-
-@torch.no_grad()
-def test_auto_where_the_largest_grid_is_skipped():
-    """Caching extensions leave out parts of the U-Net: then the size of depth 1 follows from the halvings."""
-    tree = Tree(depths=2).to("meta")
-    deeper = [name for t in spatial_transformers(tree) if t.depth == 2 for name in t.attentions]
-    with patched(tree, auto=True, max_depth=2), counted(tree) as calls:
-        tree.transformers[2](torch.empty(1, 64, 128, 128, device="meta"), torch.empty(1, 7, CONTEXT_DIM, device="meta"))
-    assert [calls[name] for name in deeper] == [[(128 * 128, 64 * 64, 64 * 64)]]  # as at 2048 px
+    assert on_meta(sd1, *sizes, factor=0, deeper_factor=0, max_depth=2) == [small, big, small]
+    assert on_meta(sd1, (256, 256), factor=0, max_depth=1) == [[46 * 46, 128 * 128, 64 * 64, 32 * 32]]
 
 
 # ---- cost
@@ -654,7 +655,7 @@ def test_indices_are_made_once_per_grid(sd1):
     with patched(sd1, max_depth=2) as patch:
         first, second = operations(sd1), operations(sd1)
     first.subtract(second)
-    assert first["arange"] == 3 * 2  # rows, columns and starts, for each of two grids
+    assert first["arange"] == 2  # the starts of the grids, for each of two sizes
     assert not (second - dense).keys() - {"index_select"}
     assert len(patch.report.layers) == 2
 
@@ -899,7 +900,7 @@ def test_two_patches_at_once(sd1, first_out):
     depth = {name: t.depth for t in spatial_transformers(sd1) for name in t.attentions}
     assert {calls[name][0] for name in depth if depth[name] == 1} == {(256, 64, 64)}
     assert {calls[name][0] for name in depth if depth[name] == 2} == {(64, 16, 16)}
-    assert inner.report.foreign_tokens == {name for name in depth if depth[name] == 1}
+    assert inner.report.left_layers[Reason.TOKENS] == {name for name in depth if depth[name] == 1}
     if first_out == "inner":
         inner.__exit__(None, None, None)
         assert torch.equal(call(sd1), by_outer)
@@ -947,7 +948,7 @@ def test_moving_to_a_model_without_self_attention(sd1):
 def test_settings_may_come_as_they_are(sdxl):
     """`enabled` and `passes` are the caller's to obey."""
     dense = call(sdxl)
-    with Patch(sdxl, Settings(enabled=False, passes="hires"), lambda: 0.0):
+    with Patch(sdxl, Settings(enabled=False, factor=2, passes="hires"), lambda: Step(0, 0.0)):
         assert not torch.equal(call(sdxl), dense)
 
 

@@ -24,8 +24,8 @@ def names_at(unet, depth):
         ((16, 16), {"factor": 2}),
         ((24, 16), {"factor": 3, "max_depth": 2, "deeper_factor": 1.5}),
         ((16, 24), {"factor": 1, "max_depth": 4, "deeper_factor": 8}),
-        ((13, 22), {"factor": 2.5, "max_depth": 3}),  # halving rounds up
-        ((15, 9), {"auto": True, "max_depth": 4}),
+        ((13, 22), {"factor": 2.5, "max_depth": 3, "deeper_factor": 2}),  # halving rounds up
+        ((15, 9), {"factor": 0, "deeper_factor": 0, "max_depth": 4}),
     ],
     ids=str,
 )
@@ -80,12 +80,12 @@ def test_the_work_by_hand(sd1):
     ("layout", "size", "chosen", "grids", "kept"),
     [
         # 1024 px, the authors' factor 2
-        ("sd1", (128, 128), {}, [128, 64, 32, 16], [64, 64, 32, 16]),
+        ("sd1", (128, 128), {"factor": 2, "max_depth": 1}, [128, 64, 32, 16], [64, 64, 32, 16]),
         # 2048 px, factor 4 and 2 below
         ("sd1", (256, 256), {"factor": 4, "max_depth": 2}, [256, 128, 64, 32], [64, 64, 64, 32]),
-        ("sd2", (256, 256), {"auto": True, "max_depth": 4}, [256, 128, 64, 32], [64, 64, 64, 32]),
-        ("sdxl", (256, 256), {"auto": True}, [128, 64], [64, 64]),
-        ("sdxl", (128, 128), {"auto": True}, [64, 32], [64, 32]),
+        ("sd2", (192, 192), {"max_depth": 4}, [192, 96, 48, 24], [48, 48, 48, 24]),  # 4, then 2: the defaults
+        ("sdxl", (256, 256), {"factor": 4}, [128, 64], [32, 32]),
+        ("sdxl", (128, 128), {}, [64, 32], [64, 32]),
     ],
 )
 def test_usual_sizes(layout, size, chosen, grids, kept, request):

@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.todo_lib.unets import attentions, call, patched
 from todo_lib import Report
+from todo_lib.report import Reason
 from todo_lib.unet import spatial_transformers
 
 
@@ -59,7 +60,7 @@ def test_several_sizes_in_one_pass(sd1):
     ("chosen", "reason"),
     [
         ({"factor": 1}, "nothing downsampled, the factor is 1 at this size"),
-        ({"auto": True}, "nothing downsampled, the factor is 1 at this size"),
+        ({"factor": 0}, "nothing downsampled, the factor is 1 at this size"),
         ({"end": 0}, "nothing downsampled, no sampling step is between start and end"),
         ({"start": 1}, "nothing downsampled, no sampling step is between start and end"),
         ({"start": 0.9}, "nothing downsampled, no sampling step is between start and end"),
@@ -94,7 +95,7 @@ def test_layers_left_to_another_patch(sd1):
     ]
     try:
         report = run(sd1)
-        assert report.foreign_tokens == set(names[:2])
+        assert report.left_layers[Reason.TOKENS] == set(names[:2])
         assert str(report) == (
             "depth 1: 16x16 tokens, keys from 8x8 (3 layers), 4 of 4 steps, "
             "2 layers left to another patch that tiles or merges their tokens"

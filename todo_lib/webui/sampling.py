@@ -25,7 +25,7 @@ class PatchedSampling:
     def __init__(self, sampler: Sampler, settings: Settings, device: torch.device, schedule: dict[str, Any]):
         self.denoiser = sampler.model_wrap_cfg
         self.steps = StepSearch(sampler, schedule, device)
-        self.patch = Patch(unet_of(shared.sd_model), settings, self.steps.position)
+        self.patch = Patch(unet_of(shared.sd_model), settings, self.steps.step)
 
     def before_step(self, sigma: torch.Tensor) -> None:
         """The host is about to call the U-Net, maybe another one than before: it may have switched to a refiner."""

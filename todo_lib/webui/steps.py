@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from todo_lib.hooks import Step
 from todo_lib.webui.hosts import Denoiser, Sampler, quirks_of
 
 Schedule = dict[str, Any]  # the keyword arguments that a sampling function is called with
@@ -50,13 +51,14 @@ class StepSearch:
         if self._noise is not None:
             self._noise.see(sigma)
 
-    def position(self) -> float:
-        """i / n of the current step, 0 <= i / n < 1. Calls after the last step count as part of it."""
+    def step(self) -> Step:
+        """The current step. Calls after the last step count as part of it."""
         if self._noise is not None:
-            return self._noise.position()
-        step = next(step for step in (self._loop.step, self._reports.step, self._count.step) if step is not None)
+            return Step(self._reports.count, self._noise.position())
+        index = next(step for step in (self._loop.step, self._reports.step, self._count.step) if step is not None)
         steps = max(self._steps or 0, 1)  # a sampling of no steps may still call the model
-        return min(step, steps - 1) / steps
+        index = min(index, steps - 1)
+        return Step(index, index / steps)
 
 
 def steps_of(sampler: Sampler, schedule: Schedule) -> int | None:
@@ -154,6 +156,9 @@ class StepReports:
     """The third witness: the callback through which samplers over noise levels report their steps to the host.
 
     Most samplers report a step after its first call. One that has made more calls by then reports steps that are over.
+
+    count: the reports so far.
+    step: the step that is under way, or None where the reports do not tell.
     """
 
     def __init__(self, denoiser: Denoiser):
@@ -161,20 +166,22 @@ class StepReports:
         self._listening = False
         self._first_calls: int | None = None  # the calls made when the first report came
         self._reported = 0
+        self.count = 0
 
     def listening(self, schedule: Schedule) -> Schedule:
         """This schedule, with a callback that this witness hears too."""
         callback = schedule.get("callback")
-        if callback is None or "sigmas" not in schedule:
+        if callback is None:
             return schedule
 
         def report(info: dict[str, Any]) -> Any:
+            self.count += 1
             if self._first_calls is None:
                 self._first_calls = self._denoiser.step
             self._reported = info["i"]
             return callback(info)
 
-        self._listening = True
+        self._listening = "sigmas" in schedule
         return {**schedule, "callback": report}
 
     @property

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from tests.todo_lib.unets import SD1, Encoder, attentions, call, counted, inputs, make_unet, patched, state
+from todo_lib.grid import kept_tokens
 from todo_lib.neighbours import (
     is_computed_by_hooks,
     is_computed_differently,
@@ -464,3 +465,276 @@ def test_the_unet_of_a_host(sd1):
 def test_inputs_of_a_copy_and_the_unet_agree(sd1):
     """The tests above hand the same arguments to both."""
     assert Control(sd1)(*inputs(sd1, (16, 16))).isfinite().all()
+
+
+# ---- tokens that somebody counts
+
+
+def with_forward(module, forward):
+    """Set a `forward` on a module for as long as the context lasts."""
+
+    @contextlib.contextmanager
+    def setting():
+        module.forward = forward
+        try:
+            yield
+        finally:
+            del module.forward
+
+    return setting()
+
+
+TOP = "input_blocks.1.1.transformer_blocks.0.attn1"
+
+
+def embedded(projection, tokens):
+    """ControlNet-LLLite: a projection of its own joins the tokens with an embedding of the whole grid."""
+    embedding = torch.linspace(-1, 1, tokens)[None, :, None]
+    plain = projection.forward
+
+    def forward(x):
+        return plain(x + x.mean(1, keepdim=True) * embedding[:, : x.shape[1]] + 0 * embedding)
+
+    return with_forward(projection, forward)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_projection_that_counts_the_tokens_sees_all_of_them(sd1, moving):
+    attn = sd1.get_submodule(TOP)
+    index = kept_tokens((16, 16), (8, 8), offset=(1, 1), places=2)
+    with embedded(attn.to_k, 256), embedded(attn.to_v, 256):
+        seen, expected = [], []
+        watch = attn.to_k.register_forward_hook(lambda m, args, output: expected.append(output[:, index]))
+        call(sd1)
+        watch.remove()
+        with patched(sd1, moving=moving) as patch:
+            watch = attn.to_k.register_forward_hook(lambda m, args, output: seen.append(output))
+            call(sd1)
+            watch.remove()
+    assert seen[0].shape[1] == 64 and TOP in patch.report.layers[1, (16, 16), (8, 8)]
+    heads = slice(0, 4) if moving else slice(None)  # the first head begins with the paper's own grid
+    assert torch.equal(seen[0][..., heads], expected[0][..., heads])
+
+
+def test_a_projection_with_its_own_forward_put_back_is_an_ordinary_one(sd1):
+    """As extensions leave it that are switched off again."""
+    attn = sd1.get_submodule(TOP)
+    handed = []
+    with patched(sd1):
+        expected = call(sd1)
+    with with_forward(attn.to_k, attn.to_k.forward), patched(sd1):
+        watch = attn.to_k.register_forward_hook(lambda m, args, output: handed.append(args[0].shape[1]))
+        assert torch.equal(call(sd1), expected)
+        watch.remove()
+    assert handed == [64]
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_lora_that_wraps_a_projection(sd1, moving):
+    """It adds to each token by itself: the keys are those of the kept tokens with it."""
+    attn = sd1.get_submodule(TOP)
+    plain, down = attn.to_k.forward, torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 8
+    weight = attn.to_k.weight.detach().clone()
+    with with_forward(attn.to_k, lambda x: plain(x) + x @ down.T), patched(sd1, moving=moving) as patch:
+        wrapped = call(sd1)
+    assert TOP in patch.report.layers[1, (16, 16), (8, 8)]
+    with torch.no_grad():
+        attn.to_k.weight += down
+        with patched(sd1, moving=moving):
+            merged = call(sd1)
+        attn.to_k.weight.copy_(weight)
+    assert torch.allclose(wrapped, merged, atol=1e-4)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_tokens_handed_to_a_projection_by_name(sd1, moving):
+    attn = sd1.get_submodule(TOP)
+    plain = type(attn.to_k).forward
+    expected = call(sd1)
+    attn.to_k.__class__ = type("Named", (nn.Linear,), {"forward": lambda self, input: plain(self, input)})
+
+    class ByName(type(attn)):
+        def forward(self, x, context=None, mask=None):
+            k = self.to_k(input=x)
+            return self.to_out(torch.softmax(self.to_q(x) @ k.transpose(1, 2), -1) @ self.to_v(x))
+
+    before = attn.__class__
+    attn.__class__ = ByName
+    with patched(sd1, moving=moving):
+        assert call(sd1).shape == expected.shape
+    attn.__class__, attn.to_k.__class__ = before, nn.Linear
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_mask_keeps_all_its_keys(sd1, moving, named):
+    attn = sd1.get_submodule(TOP)
+    mask = torch.ones(1, 256, dtype=torch.bool)
+    mask[:, 100:] = False
+
+    def hand(module, args, kwargs):
+        return ((args[0],), {"mask": mask}) if named else ((args[0], None, mask), {})
+
+    handle = attn.register_forward_pre_hook(hand, with_kwargs=True)
+    try:
+        with patched(sd1, moving=moving) as patch, counted(sd1) as calls:
+            masked = call(sd1)
+    finally:
+        handle.remove()
+    assert calls[TOP] == [(256, 256, 256)]
+    assert "1 layer left to another patch that hands them a mask for all their keys" in str(patch.report)
+    with patched(sd1, moving=moving):
+        assert not torch.equal(call(sd1), masked)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_most_self_attentions_computed_by_somebody_else(sd1, moving):
+    """All but one of them return what has as many tokens as the values."""
+    replaced = list(attentions(sd1).values())[1:]
+    for attn in replaced:
+        attn.forward = (lambda self, x, context=None, mask=None: self.to_out(self.to_v(x))).__get__(attn)
+    try:
+        with patched(sd1, moving=moving, max_depth=4) as patch:
+            call(sd1)
+    finally:
+        for attn in replaced:
+            del attn.forward
+    assert len(patch.report.left_layers[Reason.COMPUTATION]) == 15
+    assert {len(names) for names in patch.report.layers.values()} == {1}
+
+
+def as_context(attn, context_of):
+    """Hand a self-attention a context made of its own tokens."""
+    return attn.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "context": context_of(args[0])}), with_kwargs=True
+    )
+
+
+@pytest.mark.parametrize("mode", ["nearest-exact", "bilinear"])
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_grid_of_twice_the_resolution_is_not_four_grids(sd1, moving, mode):
+    """sd-webui-token-downsampling with a factor of 0.5."""
+    attn = sd1.get_submodule(TOP)
+
+    def enlarge(x):
+        image = x.transpose(1, 2).unflatten(2, (16, 16))
+        return nn.functional.interpolate(image, scale_factor=2, mode=mode).flatten(2).transpose(1, 2)
+
+    handle = as_context(attn, enlarge)
+    try:
+        with patched(sd1, moving=moving) as patch, counted(sd1) as calls:
+            call(sd1)
+    finally:
+        handle.remove()
+    assert calls[TOP] == [(256, 1024, 1024)]
+    assert patch.report.left_layers == {Reason.TOKENS: {TOP}}
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("moving", [False, True])
+def test_four_grids_with_its_own_among_them_are_four_grids(sd1, moving, place):
+    others = torch.randn(1, 3 * 256, 32, generator=torch.Generator().manual_seed(0))
+
+    def join(x):
+        before, behind = others.split([place * 256, (3 - place) * 256], 1)
+        return torch.cat([before.expand(len(x), -1, -1), x, behind.expand(len(x), -1, -1)], 1)
+
+    handle = as_context(sd1.get_submodule(TOP), join)
+    try:
+        with patched(sd1, moving=moving), counted(sd1) as calls:
+            call(sd1, batch=2)
+    finally:
+        handle.remove()
+    assert calls[TOP] == [(256, 256, 256)]  # 64 keys from each
+
+
+# ---- compiled modules and traces
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_trace_can_be_made_in_a_pass(sd1, moving):
+    """Sizes are tensors then."""
+    transformer = sd1.input_blocks[1][1]
+    x, context = torch.randn(1, 32, 16, 16), torch.randn(1, 7, 16)
+    with patched(sd1, moving=moving), torch.no_grad(), pytest.warns(torch.jit.TracerWarning):
+        expected = transformer(x, context)
+        traced = torch.jit.trace(transformer, (x, context), check_trace=False)
+        assert torch.equal(traced(x, context), expected)
+
+
+def compiled_whole(unet):
+    return torch.compile(unet, backend="eager")
+
+
+def compiled_by_block(unet):
+    for block in unet.input_blocks:
+        block.compile(backend="eager")
+    return unet
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_by_block])
+def test_a_compiled_unet_is_left_and_named(compiled):
+    """On, off, on: compiled code would not look at hooks set after its first call, nor miss those that are gone."""
+    unet = compiled(make_unet(**SD1))
+    results = []
+    for on in (True, False, True):
+        with patched(unet) if on else contextlib.nullcontext() as patch:
+            results.append(call(unet))
+        if on:
+            left, done = patch.report.left_layers[Reason.COMPILED], set().union(*patch.report.layers.values())
+            assert not left & done and len(left | done) == 5
+            assert f"{len(left)} layers left to another patch that has compiled them" in str(patch.report)
+    on, off, again = results
+    assert torch.equal(on, again)
+    assert torch.allclose(off, call(make_unet(**SD1)), atol=1e-4)
+
+
+# ---- foreign modules
+
+
+class Foreign(nn.Module):
+    """Has input_blocks, and nothing else of an encoder."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.input_blocks = blocks
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [nn.ModuleList(), nn.Linear(1, 1), nn.Sequential(nn.Conv2d(4, 4, 3, stride=2))],
+    ids=["none", "one", "two"],
+)
+def test_foreign_modules_run_where_controlnets_are_looked_for(sd1, blocks):
+    foreign = Foreign(blocks)
+    with controlled(sd1, lambda x, *args: foreign(x)), patched(sd1) as patch:
+        step(patch, sd1)
+    assert "(5 layers)" in str(patch.report)
+
+
+def test_an_encoder_without_a_middle_block(sd1):
+    control = Control(sd1)
+    del control.control_model.middle_block
+    control.control_model.forward = lambda x, timesteps, context: control.control_model.input_blocks[1](
+        control.control_model.input_blocks[0](x, None, None),
+        control.control_model.time_embed(torch.zeros(1, 32)),
+        context,
+    )
+    with controlled(sd1, control), patched(sd1) as patch:
+        step(patch, sd1)
+    assert "(6 layers, 1 of them in ControlNet)" in str(patch.report)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_spatial_transformer_called_by_names(sd1, moving):
+    transformer = sd1.input_blocks[1][1]
+    x, context = torch.randn(1, 32, 16, 16), torch.randn(1, 7, 16)
+    with patched(sd1, moving=moving) as patch, torch.no_grad():
+        expected = transformer(x, context)
+        assert torch.equal(transformer(x=x, context=context), expected)
+        assert not torch.equal(expected, transformer(x, context[:, :3]))
+    assert patch.report.layers

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from PIL import Image
 
-from lab.benchmarks.methods import counted
 from lab.demo import __main__ as demo
 from lab.model.emoji import load
+from lab.model.parts import PROMPT_TOKENS
+from lab.model.pictures import CAPTIONS
 from todo_lib import Settings, plan
 
 TINY = ["--size", "128x64", "--steps", "2"]
@@ -36,17 +38,37 @@ def test_the_command(tmp_path):
         assert f"{prompt}: depth 1: 16x8 tokens, keys from 8x4 (3 layers), 2 of 2 steps" in done.stdout
     assert done.stdout.count("Ratio:") == 2
     assert "banana, ToDo: 100%" in done.stderr  # the progress bar
-    assert names(tmp_path / "new") == ["todo-128x64-factor-2.png"]
-    sheet = np.asarray(Image.open(tmp_path / "new" / "todo-128x64-factor-2.png"))
+    name = "todo-blue-heart+banana-128x64-factor-2-steps-2.png"
+    assert names(tmp_path / "new") == [name]
+    sheet = np.asarray(Image.open(tmp_path / "new" / name))
     assert sheet.shape[1] > 3 * 128 and len(np.unique(sheet[..., 0])) > 100
 
 
 def test_factor_1_changes_nothing(tmp_path, capsys):
-    demo.main([*TINY, "--factor", "auto", "--max-depth", "4", "--output", str(tmp_path)])
+    demo.main([*TINY, "--factor", "0", "--max-depth", "4", "--output", str(tmp_path)])
     told = capsys.readouterr().out
     assert "red apple: nothing downsampled, the factor is 1 at this size" in told
     assert "Latent: differs by 0 %" in told
-    assert names(tmp_path) == ["todo-128x64-factor-auto.png"]
+    assert names(tmp_path) == ["todo-red-apple-128x64-factor-0-max-depth-4-steps-2.png"]
+
+
+def sheet_name(*arguments):
+    parser = demo._parser()
+    return demo._sheet_name(parser, parser.parse_args(arguments))
+
+
+def test_other_prompts_and_settings_do_not_overwrite_a_sheet():
+    every = ["red apple", "banana"], ["banana"], ["--end", "0.8"], ["--fixed"], ["--seed", "3"], ["--factor", "2.5"]
+    more = ["--max-depth", "1"], ["--deeper-factor", "1.5"], ["--steps", "2"], ["--size", "128x64"], []
+    assert len({sheet_name(*arguments) for arguments in (*every, *more)}) == len(every) + len(more)
+    assert sheet_name("--fixed", "--end", "0.8") == "todo-red-apple-512x512-factor-2-fixed-end-0.8.png"
+    assert sheet_name("--output", "elsewhere", "--end", "1.0") == sheet_name()
+
+
+def test_a_sheet_of_many_prompts_has_no_longer_name():
+    known = list(CAPTIONS.values())
+    assert sheet_name(*known).startswith(f"todo-{len(known)}-prompts-")
+    assert sheet_name(*known) != sheet_name(*known[::-1])
 
 
 def test_start_and_end(tmp_path, capsys):
@@ -64,11 +86,11 @@ def test_start_and_end(tmp_path, capsys):
             "prompt = 'red car' is not allowed: the model has learned just these, with or without 'a': red apple",
         ),
         (["red apple", ""], "prompt = '' is not allowed"),
-        (["--factor", "9"], "ToDo: factor = 9.0 is not allowed: it must be a number from 1 to 8"),
+        (["--factor", "9"], "ToDo: factor = 9.0 is not allowed: it must be 0, or a number from 1 to 8"),
         (["--factor", "two"], "ToDo: factor = 'two' is not allowed"),
         (["--factor", "nan"], "ToDo: factor = nan is not allowed"),
         (["--max-depth", "1.5"], "ToDo: max_depth = 1.5 is not allowed: it must be a whole number from 1 to 4"),
-        (["--deeper-factor", "0"], "ToDo: deeper_factor = 0.0 is not allowed"),
+        (["--deeper-factor", "0.5"], "ToDo: deeper_factor = 0.5 is not allowed"),
         (["--start", "-0.1"], "ToDo: start = -0.1 is not allowed: it must be a number from 0 to 1"),
         (["--start", "0.5", "--end", "0.4"], "ToDo: end = 0.4 is not allowed: it must not be below start = 0.5"),
         (["--size", "1000"], "'1000' is not allowed: it must be a multiple of 64 from 64 to 4096"),
@@ -90,8 +112,15 @@ def test_bad_arguments(arguments, message, capsys):
     assert not any("Traceback" in line for line in lines)
 
 
-def test_the_keys_of_the_run_are_those_of_the_plan(model):
+def test_the_keys_of_the_run_are_those_of_the_plan(model, monkeypatch):
     settings = Settings(enabled=True, factor=3, max_depth=2, deeper_factor=1.5)
-    with counted(model.unet) as seen:
-        demo.draw(model, "rainbow", (192, 128), seed=0, steps=2, settings=settings)
-    assert seen == {p.depth: {(math.prod(p.grid), math.prod(p.kept))} for p in plan(model.unet, (16, 24), settings)}
+    seen, attend = set(), F.scaled_dot_product_attention
+
+    def counting(q, k, v, *args, **kwargs):
+        seen.add((q.shape[-2], k.shape[-2]))
+        return attend(q, k, v, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    demo.draw(model, "rainbow", (192, 128), seed=0, steps=2, settings=settings)
+    planned = {(math.prod(p.grid), math.prod(p.kept)) for p in plan(model.unet, (16, 24), settings)}
+    assert {(queries, keys) for queries, keys in seen if keys != PROMPT_TOKENS} == planned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import platform
 import re
 import sys
@@ -19,13 +20,14 @@ from lab.demo.machine import processor
 from lab.demo.sheet import save_sheet
 from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
 from lab.model.pictures import CAPTIONS
-from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, plan
+from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, Step, plan
 from todo_lib.webui.infotext import to_infotext
 
 OUTPUT = Path(__file__).parent / "output"
 DENSE = Settings(enabled=False)
 SIZE_STEP = 64  # a latent pixel is 8 pixels wide, and the U-Net halves the latent 3 times
 DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
+LONGEST_NAME = 100  # letters that prompts may take in the name of a file
 
 
 @dataclass
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = load()
     print(_table(plan(model.unet, (height // 8, width // 8), settings)), flush=True)
 
-    factor = "auto" if settings.auto else f"{settings.factor:g}"
+    factor = f"{settings.factor:g}" if settings.factor else "auto"
     rows = {}
     with tqdm(total=2 * options.steps * len(options.prompts), unit="step") as bar:
         draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE)  # a first call is slower
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
                 ),
             ]
 
-    sheet = options.output / f"todo-{width}x{height}-factor-{factor}.png"
+    sheet = options.output / _sheet_name(parser, options)
     title = f"ToDo at {width}×{height} px, factor {factor}"
     infotext = ", ".join(f"{key}: {value}" for key, value in to_infotext(settings).items())
     note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
@@ -100,16 +102,16 @@ def draw(
     bar: tqdm | None = None,
 ) -> tuple[Drawn, Report]:
     """A picture of (width, height) pixels, and what the patch did to it; without any where settings are not enabled."""
-    position = 0.0
+    step = Step(0, 0.0)
 
     def begin_step(share: float) -> None:
-        nonlocal position
+        nonlocal step
         if bar is not None and share > 0:
             bar.update()
-        position = share
+        step = Step(step.number + 1 if share else 0, share)
 
     noise = model.noise(size, seed)
-    patch = Patch(model.unet, settings, lambda: position)
+    patch = Patch(model.unet, settings, lambda: step)
     with patch if settings.enabled else contextlib.nullcontext():
         begin = time.perf_counter()
         latent = model.sample([prompt], noise, steps, progress=begin_step)
@@ -135,9 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("prompts", nargs="*", type=_prompt, default=["red apple"], metavar="PROMPT", help="what to draw, see below")
     add("--size", type=_size, default=str(LARGE_SIZE), help=f"pixels, N or WxH; learned: {NATIVE_SIZE} to {LARGE_SIZE}")
-    add("--factor", type=_number, default=2, help="downsample factor at depth 1, 1 to 8, or auto")
-    add("--max-depth", type=_number, default=1, help="depths that are downsampled, 1 to 4")
-    add("--deeper-factor", type=_number, default=2, help="downsample factor at the other depths, 1 to 8")
+    add("--factor", type=_number, default=2, help="downsample factor at depth 1, 1 to 8; 0: chosen from the size")
+    add("--max-depth", type=_number, default=Settings.max_depth, help="depths that are downsampled, 1 to 4")
+    add("--deeper-factor", type=_number, default=0, help="at the other depths, 1 to 8; 0: half of the one above")
+    add("--fixed", action="store_true", help="the same keys at every step, as in the paper: the grid does not move")
     add("--start", type=_number, default=0, help="downsample from this fraction of the steps on, 0 to 1")
     add("--end", type=_number, default=1, help="and up to this one")
     add("--steps", type=_whole_number(1, 1000), default=20, help="sampling steps")
@@ -147,10 +150,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    names = ("max_depth", "start", "end", "deeper_factor")
-    values = {"enabled": True} | {name: getattr(options, name) for name in names}
-    values |= {"auto": True} if options.factor == "auto" else {"factor": options.factor}
-    return Settings(**values)
+    names = ("factor", "max_depth", "start", "end", "deeper_factor")
+    return Settings(enabled=True, moving=not options.fixed, **{name: getattr(options, name) for name in names})
+
+
+def _sheet_name(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """A file name that tells the prompts, the size, the factor, and every option that differs from its default."""
+    prompts = "+".join(options.prompts).replace(" ", "-")
+    if len(prompts) > LONGEST_NAME:
+        prompts = f"{len(options.prompts)}-prompts-{hashlib.sha256(prompts.encode()).hexdigest()[:8]}"
+    parts = ["todo", prompts, "x".join(map(str, options.size)), f"factor-{options.factor:g}"]
+    for name, value in vars(options).items():
+        if name not in ("prompts", "size", "factor", "output") and value != parser.get_default(name):
+            parts.append(name.replace("_", "-") if value is True else f"{name.replace('_', '-')}-{value:g}")
+    return "-".join(parts) + ".png"
 
 
 def _known() -> str:

@@ -1,4 +1,4 @@
-"""Where results are kept: a JSON file that is written after each measurement, so that a stopped run can go on."""
+"""The files of results: JSON that is written after each measurement, so that a stopped run can go on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ RESULTS = Path(__file__).parent / "results"
 class Store:
     """The JSON file of one benchmark: {"machine": ..., "date": of the last measurement, "results": {...}}.
 
-    results: what the benchmark puts there, by keys that name everything a figure depends on besides the machine. Raises
-    SystemExit where the file was made on another machine or with other versions, for such figures do not compare.
+    Raises SystemExit where the file was made on another machine or with other versions: such figures do not compare.
+
+    results: what the benchmark puts there. The keys name everything that a figure depends on besides the machine.
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu"):
@@ -34,18 +35,19 @@ class Store:
             self.results = kept["results"]
 
     def save(self) -> None:
+        """Write the file. Raises ValueError for infinite numbers and nan, which JSON does not have."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"machine": self.machine, "date": datetime.date.today().isoformat(), "results": self.results}
         part = self.path.with_suffix(".part")
-        text = re.sub(
-            r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(kept, indent=1)
-        )
-        part.write_text(text + "\n", encoding="utf-8")  # a list of numbers in one line
+        text = json.dumps(kept, indent=1, allow_nan=False)
+        # A list of numbers stands in one line.
+        text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+        part.write_text(text + "\n", encoding="utf-8")
         part.replace(self.path)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What figures depend on: the processor, how many threads compute, and the versions."""
+    """What figures depend on: the processor, the graphics card, the number of threads, and the versions."""
     found = {"processor": processor(), "threads": torch.get_num_threads(), "system": platform.system()}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

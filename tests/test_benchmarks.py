@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from lab.benchmarks import all as everything_run
 from lab.benchmarks import controlnet, overhead, reference, speed
-from lab.benchmarks.methods import DENSE, FLOOR, counted, inline, todo, tome
+from lab.benchmarks.methods import DENSE, FLOOR, counted, inline, paper, todo, tome
 from lab.benchmarks.store import Store
 from lab.benchmarks.unets import SD15, SDXL, make_inputs, make_unet
 from tests.todo_lib.unets import state
@@ -51,10 +52,11 @@ def everything(*exceptions):
     ("method", "keys"),
     [
         (DENSE, everything()),
-        (todo(Settings(enabled=True, factor=3)), everything((384, 5 * 8))),
-        (todo(Settings(enabled=True, factor=2, max_depth=2, deeper_factor=1.5)), everything((384, 96), (96, 5 * 8))),
-        (todo(Settings(enabled=True, auto=True)), everything()),
-        (inline(Settings(enabled=True, factor=3), (16, 24)), everything((384, 5 * 8))),
+        (todo(paper(3)), everything((384, 5 * 8))),
+        (todo(paper(2, 1.5)), everything((384, 96), (96, 5 * 8))),
+        (todo(Settings(enabled=True)), everything()),
+        (todo(Settings(enabled=True, factor=3)), everything((384, 5 * 8), (96, 5 * 8))),
+        (inline(paper(3), (16, 24)), everything((384, 5 * 8))),
         (tome(0.5), everything((192, 192))),  # merges its queries too
         (tome(0.75), everything((96, 96))),
         (tome(0.5, 2), everything((192, 192), (48, 48))),
@@ -70,6 +72,26 @@ def test_the_keys_of_each_method(unet, method, keys):
     assert torch.equal(output, run(unet, DENSE)[0]) == (keys == everything())
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (paper(2), "ToDo 2"),
+        (paper(4, 2), "ToDo 4/2"),
+        (paper(2, end=0.8), "ToDo 2, steps 0 to 0.8"),
+        (Settings(enabled=True, factor=2), "moving 2"),
+        (Settings(enabled=True, factor=3), "moving 3/1.5"),
+        (Settings(enabled=True, factor=8, max_depth=4), "moving 8/4/2"),
+        (Settings(enabled=True), "moving auto"),
+        (Settings(enabled=True, max_depth=1), "moving auto to depth 1"),
+        (Settings(enabled=True, deeper_factor=2), "moving auto, deeper 2"),
+        (Settings(enabled=True, moving=False), "ToDo auto"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_names_tell_the_settings(settings, name):
+    assert todo(settings).name == name
+
+
 def test_keys_of_sdxl():
     """It has two grids with self-attention, of two and ten blocks a transformer, and no other one."""
     unet = make_unet(TINY_XL)
@@ -83,7 +105,7 @@ def test_keys_of_sdxl():
 
 
 def test_inline_and_hooks_compute_the_same(unet):
-    settings = Settings(enabled=True, factor=3, max_depth=2, deeper_factor=1.5)
+    settings = paper(3, 1.5)
     assert torch.equal(run(unet, todo(settings))[0], run(unet, inline(settings, (16, 24)))[0])
 
 
@@ -98,25 +120,36 @@ def test_the_same_seed_makes_the_same_unet():
 @pytest.mark.parametrize(
     ("layout", "size", "factors"),
     [
-        (SD15, 512, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (1, 1)}),
-        (SD15, 1536, {"paper": (3, 1), "1.5 x paper": (4.5, 1), "auto": (3, 1)}),
-        (SD15, 2048, {"paper": (4, 2), "1.5 x paper": (6, 3), "auto": (4, 1)}),
-        (SD15, 4096, {"paper": (8, 4), "1.5 x paper": (8, 6), "auto": (8, 1)}),
-        (SDXL, 1024, {"paper": (1.5, 1), "1.5 x paper": (2.25, 1), "auto": (1, 1)}),
-        (SDXL, 2048, {"paper": (2, 1), "1.5 x paper": (3, 1), "auto": (2, 1)}),
-        (SDXL, 4096, {"paper": (4, 2), "1.5 x paper": (6, 3), "auto": (4, 1)}),
+        (SD15, 512, {"paper": (2, 1), "1.5 x paper": (3, 1)}),
+        (SD15, 1536, {"paper": (3, 1), "1.5 x paper": (4.5, 1)}),
+        (SD15, 2048, {"paper": (4, 2), "1.5 x paper": (6, 3)}),
+        (SD15, 4096, {"paper": (8, 4), "1.5 x paper": (8, 6)}),
+        (SDXL, 1024, {"paper": (1.5, 1), "1.5 x paper": (2.25, 1)}),
+        (SDXL, 2048, {"paper": (2, 1), "1.5 x paper": (3, 1)}),
+        (SDXL, 4096, {"paper": (4, 2), "1.5 x paper": (6, 3)}),
     ],
 )
 def test_factors(layout, size, factors):
     top = (size // 8, size // 8) if layout is SD15 else (size // 16, size // 16)
     chosen = speed.settings_of(layout, size)
-    found = {role: tuple(s.factor_at(d, top) if d <= s.max_depth else 1 for d in (1, 2)) for role, s in chosen.items()}
-    assert found == factors
+    found = {role: tuple(chosen[role].factor_at(depth, top) for depth in (1, 2)) for role in factors}
+    assert found == factors and not any(chosen[role].moving for role in factors)
+    moving = {role: settings for role, settings in chosen.items() if role not in factors}
+    assert moving == {"moving": Settings(enabled=True)} | {
+        f"moving {factor}": Settings(enabled=True, factor=factor) for factor in (2, 3, 4)
+    }
 
 
 @pytest.mark.parametrize(("size", "merging"), [(1536, "ToMe 0.75"), (2048, "ToMe 0.75 to depth 2")])
 def test_tokens_are_merged_where_the_paper_downsamples(unet, size, merging):
     assert speed.methods_of(unet, TINY, size)["ToMe 0.75"].name == merging
+
+
+def test_roles_share_a_method_where_the_same_tokens_are_kept(unet):
+    names = {role: method.name for role, method in speed.methods_of(unet, TINY, 1536).items()}
+    assert names["moving"] == names["moving 4"] == "moving 4/2"
+    assert names["paper"] == "ToDo 3" and names["moving 3"] == "moving 3/1.5"
+    assert speed.methods_of(unet, TINY, 512)["moving"] is DENSE
 
 
 @pytest.mark.slow
@@ -127,7 +160,7 @@ def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
     cells = json.loads(path.read_text())["results"]
     assert list(cells) == ["SD 1.5, 64 px, fp32", "SD 1.5, 128 px, fp32"]
     cell = cells["SD 1.5, 128 px, fp32"]
-    assert cell["roles"]["auto"] == cell["roles"]["dense"] == "dense"
+    assert cell["roles"]["moving"] == cell["roles"]["dense"] == "dense"
     for name, found in cell["methods"].items():
         assert len(found["seconds"]) == 2, name
         assert min(found["seconds"]) > 0
@@ -139,7 +172,9 @@ def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
 
 
 # Without ToMe: rounding changes which tokens it takes for alike.
-@pytest.mark.parametrize("method", [DENSE, todo(Settings(enabled=True, factor=2)), FLOOR], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [DENSE, todo(paper(2)), todo(Settings(enabled=True, factor=2)), FLOOR], ids=lambda m: m.name
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.12)])
 @pytest.mark.parametrize("layout", [TINY, TINY_XL], ids=lambda layout: layout.name)
 def test_precisions(layout, dtype, tolerance, method):
@@ -162,6 +197,23 @@ def test_a_method_that_needs_too_much_memory_is_told_of(tmp_path, monkeypatch):
     (cell,) = json.loads((tmp_path / "speed.json").read_text())["results"].values()
     assert cell["methods"].pop("floor") == {"seconds": [], "failed": "out of memory"}
     assert all(len(found["seconds"]) == 2 and "failed" not in found for found in cell["methods"].values())
+
+
+def test_json_has_no_infinite_numbers(tmp_path):
+    store = Store(tmp_path / "speed.json")
+    store.results = {"psnr": None}
+    store.save()
+    for value in (math.inf, math.nan):
+        store.results = {"psnr": value}
+        with pytest.raises(ValueError):
+            store.save()
+    assert json.loads((tmp_path / "speed.json").read_text())["results"] == {"psnr": None}
+
+
+def test_a_difference_that_has_overflowed_is_none():
+    dense = torch.ones(3)
+    assert speed.difference(dense, dense) == 0
+    assert speed.difference(torch.full((3,), math.inf), dense) is None
 
 
 def test_results_of_another_machine_are_not_added_to(tmp_path):
@@ -197,8 +249,8 @@ def test_overhead(tmp_path, dtype):
     store = Store(tmp_path / "overhead.json")
     overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, "cpu", dtype, store)
     found = store.results[f"tiny, 64 px, {dtype}"]
-    # 16 transformers; each has an attention with queries, keys and values
-    assert found.pop("installed") == {"before": 0, "while on": 16 * 4, "afterwards": 0}
+    # 16 transformers with an attention each, and two projections of that with a hook in front and one behind
+    assert found.pop("installed") == {"before": 0, "while on": 16 * 6, "afterwards": 0}
     assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}
     assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == [1, 2, 7]
 
@@ -243,8 +295,7 @@ def test_the_reference_computes_the_same(theirs):
     for (first, second), keys in {(2, 1): [(384, 96)], (3, 2): [(384, 40), (96, 24)]}.items():
         output, seen = run(unet, reference.authors(theirs, first, second), SD15)
         assert seen == everything(*keys)
-        settings = Settings(enabled=True, factor=first, max_depth=2, deeper_factor=second)
-        assert torch.equal(output, run(unet, todo(settings), SD15)[0])
+        assert torch.equal(output, run(unet, todo(paper(first, second)), SD15)[0])
     assert state(unet) == before
 
 

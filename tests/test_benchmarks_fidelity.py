@@ -10,21 +10,28 @@ import pytest
 import torch
 
 from lab.benchmarks import fidelity
+from lab.benchmarks.fidelity import Scenario
 from lab.benchmarks.methods import DENSE, counted
+from lab.benchmarks.samplers import SAMPLERS, Progress
 from lab.benchmarks.store import Store
 from lab.model.emoji import load
+from todo_lib import Step
 
-SIZE, STEPS = 128, 5
-OPTIONS = ["--size", str(SIZE), "--steps", str(STEPS), "--prompts", "1"]
+SIZE, STEPS, HIRES_STEPS = 128, 5, 4
+SCENARIO, HIRES = Scenario(SIZE, "DPM++ 2M", STEPS), Scenario(2 * SIZE, "DPM++ 2M", HIRES_STEPS, hires=True)
+OPTIONS = ["--size", str(SIZE), "--samplers", "DPM++ 2M", "--steps", str(STEPS), "--prompts", "1"]
+OPTIONS += ["--hires-steps", str(HIRES_STEPS)]
 # Keys at depth 1 of 16 x 16 tokens. ToMe merges queries as well.
 KEYS = {
     "ToDo 1.5": [(256, 100)],
     "ToDo 2": [(256, 64)],
     "ToDo 3": [(256, 25)],
     "ToDo 4": [(256, 16)],
-    "ToDo 2/2": [(256, 64)],
-    "ToDo 2, steps 0 to 0.8": [(256, 64), (256, 256)],
-    "ToDo 2, steps 0.2 to 1": [(256, 64), (256, 256)],
+    "moving 1.5": [(256, 100)],
+    "moving 2": [(256, 64)],
+    "moving 3/1.5": [(256, 25)],
+    "moving 4/2": [(256, 16)],
+    "moving 4/2, steps 0 to 0.8": [(256, 16), (256, 256)],
     "ToMe 0.25": [(192, 192)],
     "ToMe 0.5": [(128, 128)],
     "ToMe 0.75": [(64, 64)],
@@ -32,7 +39,8 @@ KEYS = {
 }
 DEEPER = {
     "ToDo 2": {"2": [(64, 64)], "3": [(16, 16)], "4": [(4, 4)]},
-    "ToDo 2/2": {"2": [(64, 16)], "3": [(16, 16)], "4": [(4, 4)]},
+    "moving 2": {"2": [(64, 64)], "3": [(16, 16)], "4": [(4, 4)]},
+    "moving 4/2": {"2": [(64, 16)], "3": [(16, 16)], "4": [(4, 4)]},
     "ToMe 0.75": {"2": [(64, 64)], "3": [(16, 16)], "4": [(4, 4)]},
     "ToMe 0.75 to depth 2": {"2": [(16, 16)], "3": [(16, 16)], "4": [(4, 4)]},
 }
@@ -55,9 +63,12 @@ def kept(folder):
     return json.loads((folder / "fidelity.json").read_text())
 
 
+def entries_of(folder, scenario=SCENARIO):
+    return kept(folder)["results"][scenario.name]["prompts"]["red apple"]
+
+
 def test_each_methods_keys_are_counted(folder):
-    (cell,) = kept(folder)["results"].values()
-    entries = cell["prompts"]["red apple"]
+    entries = entries_of(folder)
     counts = {name: [tuple(pair) for pair in entry["keys"]["1"]] for name, entry in entries.items()}
     assert counts == KEYS
     for name, depths in DEEPER.items():
@@ -65,49 +76,54 @@ def test_each_methods_keys_are_counted(folder):
             assert [tuple(pair) for pair in entries[name]["keys"][depth]] == pairs
 
 
-def test_the_measures_are_sensible(folder):
-    (cell,) = kept(folder)["results"].values()
-    for name, entry in cell["prompts"]["red apple"].items():
+def test_the_keys_of_the_hires_pass_are_counted(folder):
+    entries = entries_of(folder, HIRES)
+    assert list(entries) == list(KEYS)  # the default settings stay dense at this size
+    for name in ("ToDo 2", "moving 2"):
+        assert entries[name]["keys"]["1"] == [[1024, 256]]
+
+
+@pytest.mark.parametrize("scenario", [SCENARIO, HIRES], ids=["first", "hires"])
+def test_the_measures_are_sensible(folder, scenario):
+    for name, entry in entries_of(folder, scenario).items():
         assert 0 < entry["error"] < 1, name
         assert 10 < entry["psnr"] < 100 and 0 < entry["ssim"] < 1 and 0.2 < entry["detail"] < 5, name
         assert entry["seconds"] > 0 and entry["dense_seconds"] > 0
 
 
 def test_what_a_run_leaves(folder, capsys):
-    for name in ("fidelity.png", "fidelity-pictures.webp"):
+    for name in ("fidelity.png", "fidelity-pictures.webp", "fidelity-pictures-hires.webp"):
         assert (folder / name).stat().st_size > 10_000
     assert {"processor", "threads", "torch", "tomesd"} <= kept(folder)["machine"].keys()
     shown = [path.name for path in (folder / "pictures").rglob("*.png")]
-    assert sorted(shown) == sorted(f"red apple, {name}.png" for name in fidelity.SHOWN_METHODS)
+    wanted = [f"red apple, {name.replace('/', '-')}.png" for name in fidelity.SHOWN_METHODS]
+    assert sorted(shown) == sorted(2 * wanted)
 
 
 def test_a_stopped_run_goes_on(folder, model, monkeypatch):
     before = kept(folder)
     sampled = []
-    sample = type(model).sample
+    sample = fidelity.sample
 
-    def counting(self, texts, noise, steps, *args):
-        if steps == STEPS:  # others are to warm up
-            sampled.append(steps)
-        return sample(self, texts, noise, steps, *args)
+    def counting(model, texts, noise, sampler, steps, *args):
+        sampled.append(steps)
+        return sample(model, texts, noise, sampler, steps, *args)
 
-    monkeypatch.setattr(type(model), "sample", counting)
+    monkeypatch.setattr(fidelity, "sample", counting)
     fidelity.main([*OPTIONS, "--results", str(folder)])
     assert sampled == [] and kept(folder) == before
 
     store = Store(folder / "fidelity.json")
-    (cell,) = store.results.values()
-    removed = cell["prompts"]["red apple"].pop("ToMe 0.5")
+    removed = store.results[SCENARIO.name]["prompts"]["red apple"].pop("ToMe 0.5")
     store.save()
     fidelity.main([*OPTIONS, "--results", str(folder)])
     assert sampled == [STEPS, STEPS]  # dense, for comparison, and the one that was missing
-    (cell,) = kept(folder)["results"].values()
-    again = cell["prompts"]["red apple"]["ToMe 0.5"]
+    again = entries_of(folder)["ToMe 0.5"]
     assert {key: again[key] for key in ("error", "psnr", "keys")} == {k: removed[k] for k in ("error", "psnr", "keys")}
 
-    next((folder / "pictures").rglob("*ToDo 4.png")).unlink()
+    next((folder / "pictures").glob(f"*{HIRES.name}/*ToDo 4.png")).unlink()
     fidelity.main([*OPTIONS, "--results", str(folder)])
-    assert sampled == 4 * [STEPS]
+    assert sampled == [STEPS, STEPS] + 3 * [HIRES_STEPS]  # the first pass, dense, and the one that was missing
 
 
 def test_other_weights_and_other_machines_are_not_mixed(folder, tmp_path, monkeypatch):
@@ -115,7 +131,7 @@ def test_other_weights_and_other_machines_are_not_mixed(folder, tmp_path, monkey
     file.write_text((folder / "fidelity.json").read_text())
     monkeypatch.setattr(fidelity, "weights", lambda: "others")
     store = Store(file)
-    assert fidelity.open_cell(store, SIZE, STEPS) == {} and len(store.results) == 1
+    assert fidelity.open_cell(store, SCENARIO.name) == {} and len(store.results) == 1
     changed = kept(folder)
     changed["machine"]["processor"] = "another"
     file.write_text(json.dumps(changed))
@@ -138,7 +154,46 @@ def test_dense_against_dense(model):
     assert found == {"psnr": math.inf, "ssim": pytest.approx(1), "detail": pytest.approx(1)}
 
 
-def test_a_smoother_picture_has_less_detail():
+def test_an_image_that_is_the_same_is_kept_as_json_and_read_back(tmp_path, model):
+    latent = model.noise((64, 64), 0)
+    drawn = fidelity.Drawn(latent, model.decode(latent)[0].numpy(), 1.0, {1: {(64, 64)}})
+    store = Store(tmp_path / "fidelity.json")
+    fidelity.open_cell(store, "64 px")["red apple"] = {"ToDo 2": fidelity.figures(drawn, drawn)}
+    store.save()
+    text = (tmp_path / "fidelity.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)["results"]
+    assert fidelity.summary(results["64 px"])["ToDo 2"]["psnr"] == 3 * (math.inf,)
+    assert "| inf (inf to inf) |" in fidelity.table(results)
+
+
+def test_names_and_steps_of_scenarios():
+    assert Scenario(512, "Euler a", 8).name == "512 px, Euler a, 8 steps, guidance 2"
+    assert Scenario(1024, "DPM++ 2M", 10, hires=True).name == "1024 px from 512, DPM++ 2M, 6 of 10 steps, guidance 2"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_hires_pass_begins_at_the_enlarged_image(model, sampler):
+    scenario, progress, told = Scenario(128, sampler, 3, hires=True), Progress(), []
+
+    def begin(position):
+        progress.begin(position)
+        told.append(progress.step)
+
+    start = scenario.start(model, "banana")
+    assert start.shape == (1, 4, 16, 16)
+    drawn = scenario.draw(model, "banana", begin, start)
+    assert drawn.shape == start.shape and scenario.made == len(told) == 2
+    assert told == [Step(0, 0), Step(1, 0.5)]
+    scenario.draw(model, "banana", begin, start)
+    assert told[2:] == told[:2]
+
+
+def test_default_settings_are_compared_where_they_are_not_dense(model):
+    for size, there in ((512, False), (1024, True)):
+        assert ("moving auto" in fidelity.methods_of(model, Scenario(size, "DDIM", 1), Progress())) == there
+
+
+def test_a_smoother_image_has_less_detail():
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     smooth = torch.nn.functional.avg_pool2d(torch.from_numpy(noise).permute(2, 0, 1).float(), 3, 1, 1)
     found = fidelity.compare(smooth.permute(1, 2, 0).byte().numpy(), noise)
@@ -162,30 +217,39 @@ def cell_of(points):
 
 POINTS = {
     "ToDo 1.5": (1.5, 0.02), "ToDo 2": (2, 0.04), "ToDo 3": (2.5, 0.1), "ToDo 4": (2.75, 0.2),
-    "ToDo 2/2": (2.1, 0.05), "ToDo 2, steps 0 to 0.8": (1.7, 0.03), "ToDo 2, steps 0.2 to 1": (1.6, 0.02),
     "ToMe 0.25": (0.9, 0.05), "ToMe 0.5": (1.75, 0.12), "ToMe 0.75": (3, 0.3),
     "ToMe 0.75 to depth 2": (3.5, 0.4),
 }  # fmt: skip
 
 
+MOVING = {"moving 2": (1.9, 0.008), "moving 4/2": (2.5, 0.02)}
+
+
 def test_the_table_of_known_numbers(tmp_path):
-    results = {"512 px, 20 steps, guidance 2": cell_of(POINTS)}
+    results = {"512 px, 20 steps, guidance 2": cell_of(POINTS), "others": cell_of({**POINTS, **MOVING})}
     lines = fidelity.table(results).splitlines()
     assert lines[0].startswith("512 px, 20 steps, guidance 2; medians of 2 prompts")
     assert (
         "| ToDo 2 | 4096 x 1024 | 2.00 (2.00 to 2.00) | 4.0 % (3.6 to 4.4) | 30.0 (30.0 to 30.0) "
         "| 0.900 (0.900 to 0.900) | 1.10 (1.10 to 1.10) |" in lines
     )
-    assert sum(line.startswith("| To") for line in lines) == len(POINTS)
-    assert fidelity.verdict(results).splitlines() == [
+    assert sum(line.startswith("| To") for line in lines) == 2 * len(POINTS)
+    first, second = (part.splitlines() for part in fidelity.verdict(results).split("\n\n"))
+    assert first == [
         "| 512 px, 20 steps, guidance 2 | times as fast | latent error "
         "| at least as fast | times as fast | latent error |",
         "|---|---|---|---|---|---|",
         "| ToMe 0.25 | 0.90 | 5.0 % | ToDo 1.5 | 1.50 | 2.0 % |",
         "| ToMe 0.5 | 1.75 | 12.0 % | ToDo 2 | 2.00 | 4.0 % |",
-        "| ToMe 0.75 | 3.00 | 30.0 % | no ToDo at depth 1 | – | – |",
-        "| ToMe 0.75 to depth 2 | 3.50 | 40.0 % | no ToDo at depth 1 | – | – |",
+        "| ToMe 0.75 | 3.00 | 30.0 % | none | – | – |",
+        "| ToMe 0.75 to depth 2 | 3.50 | 40.0 % | none | – | – |",
     ]
+    assert second[2:5] == [
+        "| ToDo 1.5 | 1.50 | 2.0 % | moving 2 | 1.90 | 0.8 % |",
+        "| ToDo 2 | 2.00 | 4.0 % | moving 4/2 | 2.50 | 2.0 % |",
+        "| ToDo 3 | 2.50 | 10.0 % | moving 4/2 | 2.50 | 2.0 % |",
+    ]
+    assert len(second) == 2 + len(POINTS)
     fidelity.chart(results, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 10_000
 
@@ -195,7 +259,9 @@ def test_the_table_of_known_numbers(tmp_path):
     [
         (["--size", "100"], "argument --size: 100 is not allowed: it must be a multiple of 64 from 64 on"),
         (["--steps", "0"], "argument --steps: 0 is not allowed: it must be 1 or more"),
-        (["--prompts", "17"], "argument --prompts: 17 is not allowed: it must be from 1 to 16"),
+        (["--hires-steps", "-1"], "argument --hires-steps: -1 is not allowed: it must be 1 or more"),
+        (["--samplers", "Heun"], "argument --samplers: invalid choice: 'Heun' (choose from"),
+        (["--prompts", "99"], f"argument --prompts: 99 is not allowed: it must be from 1 to {len(fidelity.PROMPTS)}"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -206,4 +272,4 @@ def test_bad_arguments(arguments, message, capsys):
 
 def test_the_settings_of_all_methods_are_told_apart():
     names = [method.name for methods in fidelity.curves().values() for method in methods]
-    assert len(set(names)) == len(names) == len(KEYS)
+    assert len(set(names)) == len(names) == len(KEYS) + len(["moving auto"])

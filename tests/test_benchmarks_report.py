@@ -31,10 +31,12 @@ def results():
         name: {"seconds": [100 * s, s, s / 100], "memory": 10**8 * s, "difference": s / 1000, "keys": {}}
         for name, s in seconds.items()
     }
-    roles = {"dense": "dense", "paper": "ToDo 2", "1.5 x paper": "ToDo 3", "auto": "dense"}
+    roles = {"dense": "dense", "paper": "ToDo 2", "1.5 x paper": "ToDo 3", "moving": "dense"}
     roles |= {name: name for name in ("ToMe 0.5", "ToMe 0.75", "floor")}
     return {
-        f"{model}, {size} px, fp32": {"roles": roles, "methods": methods} for size in (1024, 512) for model in LAYOUTS
+        f"{model}, {size} px, fp32": {"roles": dict(roles), "methods": methods}
+        for size in (1024, 512)
+        for model in LAYOUTS
     }
 
 
@@ -49,7 +51,7 @@ def known(monkeypatch):
 def test_speed(known):
     lines = report.speed().splitlines()
     assert lines[0] == "CPU, 2 threads, OS, Python 3, PyTorch 2, tomesd 0; 2026-01-02."
-    assert lines[2] == "| SD 1.5 | dense | ToDo, paper | ToDo, 1.5 x | ToDo, auto | ToMe 0.5 | ToMe 0.75 | floor |"
+    assert lines[2] == "| SD 1.5 | dense | ToDo, paper | ToDo, 1.5 x | ToDo, defaults | ToMe 0.5 | ToMe 0.75 | floor |"
     row = "| 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
     assert lines[4:6] == [f"| 512 px, fp32 {row}", f"| 1024 px, fp32 {row}"]
     assert lines[7].startswith("| SDXL | dense |")
@@ -58,7 +60,22 @@ def test_speed(known):
 def test_memory_difference_and_overview(known):
     assert "| 512 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | 0.80 GB | 0.80 GB | 0.20 GB |" in report.memory()
     assert "| 512 px, fp32 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | 0.8 % | 0.8 % | 0.2 % |" in report.difference()
+    ours = "**1.00 times** as fast (dense) | **2.00 times** as fast (2)"
+    assert f"| SDXL, 1024 px | 10 s (3) | {ours} | 1.25 times | 5.00 times |" in report.overview()
+
+
+def test_a_role_that_no_cell_has(known):
+    for cell in known["results"].values():
+        del cell["roles"]["moving"]
     assert "| SDXL, 1024 px | 10 s (3) | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
+    assert "ToDo, defaults" not in report.speed()
+
+
+def test_a_role_that_one_cell_lacks(known):
+    del known["results"]["SDXL, 1024 px, fp32"]["roles"]["moving"]
+    assert "| SDXL, 1024 px | 10 s (3) | – | **2.00 times** as fast (2) | 1.25 times |" in report.overview()
+    assert "| 1024 px, fp32 | 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | – | 1.25, 25 % |" in report.speed()
+    assert "| 1024 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | – | 0.80 GB |" in report.memory()
 
 
 def test_calls_are_those_of_the_method_with_the_fewest(known):
@@ -75,7 +92,8 @@ def test_a_method_that_failed(known):
         "| 4096 px, bf16 | 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | out of memory |"
         in report.speed()
     )
-    assert "| SD 1.5, 4096 px, bf16 | 10 s (3) | **2.00 times** as fast (2) | out of memory | 5.00" in report.overview()
+    assert "| SD 1.5, 4096 px, bf16 | 10 s (3) | **1.00 times** as fast (dense) |" in report.overview()
+    assert "**2.00 times** as fast (2) | out of memory | 5.00" in report.overview()
     assert "| 4096 px, bf16 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | – | – | 0.20 GB |" in report.memory()
     assert "| 4096 px, bf16 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | – | – | 0.2 % |" in report.difference()
 

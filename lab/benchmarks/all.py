@@ -1,9 +1,9 @@
-"""All benchmarks, and then the documents and charts from their figures.
+"""Run all benchmarks, and make the documents' tables and the charts from their figures.
 
     git clone https://github.com/ethansmith2000/ImprovedTokenMerge
     python -m lab.benchmarks.all ImprovedTokenMerge
 
-Hours on a CPU; a run that was stopped goes on where it was.
+It takes many hours on a CPU. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations

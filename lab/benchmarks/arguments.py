@@ -1,4 +1,4 @@
-"""The benchmarks' common arguments, and what they must be."""
+"""Command-line arguments that several benchmarks have, and what is allowed for them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def dtype_of(options: argparse.Namespace) -> str:
-    """The name in DTYPES that is meant."""
+    """The chosen name in DTYPES, or the usual one of the device where none was given."""
     return options.dtype or ("fp32" if options.device == "cpu" else "fp16")
 
 
 def check_size(parser: argparse.ArgumentParser, name: str, size: int) -> None:
-    """End the program unless this value of argument `name` can be a side of a picture, in pixels."""
+    """End the program unless this value of argument `name` can be a side of an image, in pixels."""
     if size < 64 or size % 64:
         parser.error(f"argument {name}: {size} is not allowed: it must be a multiple of 64 from 64 on")
 

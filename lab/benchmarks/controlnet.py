@@ -2,8 +2,8 @@
 
     python -m lab.benchmarks.controlnet [--sizes 1024 1536] [--rounds 3]
 
-Random weights, batch 1, single precision. The three take turns, medians are compared, and a run that was stopped goes
-on where it was.
+Random weights, batch 1, single precision. The three ways take turns, and medians are compared. A run that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.benchmarks.arguments import check_count, check_size
-from lab.benchmarks.methods import DENSE, counted, todo
+from lab.benchmarks.methods import DENSE, counted, first_step, todo
 from lab.benchmarks.speed import clock, settings_of
 from lab.benchmarks.store import RESULTS, Store
 from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
@@ -31,7 +31,10 @@ FILE = RESULTS / "controlnet.json"
 
 
 class ControlNet(nn.Module):
-    """A copy of a U-Net's encoder and middle; of its hint and its results only the time would be missed."""
+    """A copy of a U-Net's encoder and middle, as ControlNets are made.
+
+    It takes no hint and hands no results on, for it is only here to be timed.
+    """
 
     def __init__(self, unet: nn.Module):
         super().__init__()
@@ -60,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @torch.inference_mode()
 def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None:
-    """Add to the store until there are so many rounds at each size."""
+    """Call each way until the store has so many rounds at each size."""
     unet = make_unet(layout)
     control = ControlNet(unet)
     small = make_inputs(layout, 128, 128)  # first calls are slower
@@ -84,11 +87,11 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
 
 
 def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
-    """What downsamples all that runs before the U-Net too, as in the WebUI: it needs the host's word for a call."""
+    """Downsample what runs in front of the U-Net too, which the patch finds when told of a call, as in the WebUI."""
 
     @contextlib.contextmanager
     def applied(unet: nn.Module) -> Iterator[None]:
-        with Patch(unet, settings, lambda: 0.0) as patch:
+        with Patch(unet, settings, first_step) as patch:
             patch.before_unet(unet)
             yield
 
@@ -96,6 +99,7 @@ def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
 
 
 def keys_of(seen: dict[int, set[tuple[int, int]]]) -> list[int]:
+    """The numbers of keys at depth 1, from what `counted` has seen."""
     return sorted({keys for _, keys in seen[1]})
 
 

@@ -1,9 +1,10 @@
-"""How much a picture changes for how much speed: ToDo and token merging on the trained model, against dense.
+"""How much an image changes for how much speed: ToDo and token merging on the trained model, against dense.
 
-    python -m lab.benchmarks.fidelity [--size 512] [--steps 20] [--prompts 16]
+    python -m lab.benchmarks.fidelity [--size 512] [--samplers "DPM++ 2M" "Euler a"] [--steps 20 8] [--prompts 16]
 
-Each prompt has a seed of its own, with which it is drawn dense and then by every method. A run that was stopped goes on
-where it was.
+Each prompt has a seed of its own, with which it is drawn dense and then by every method: by each sampler with each
+number of steps, and then as the hires pass of an image that is dense itself. A run that was stopped goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import math
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +25,7 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from skimage.color import rgb2gray
 from skimage.filters import laplace
@@ -29,69 +33,143 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from lab.benchmarks.arguments import check_count, check_size
-from lab.benchmarks.methods import DENSE, Method, counted, todo, tome
+from lab.benchmarks.methods import DENSE, Method, counted, first_step, paper, todo, tome
+from lab.benchmarks.samplers import SAMPLERS, Progress, sample, shortened
 from lab.benchmarks.speed import clock
 from lab.benchmarks.store import RESULTS, Store
 from lab.demo.sheet import save_sheet
 from lab.model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
 from lab.model.pictures import CAPTIONS
-from todo_lib import Settings
+from todo_lib import Settings, Step, plan
 
 PROMPTS = list(CAPTIONS.values())
 GUIDANCE = 2.0
+STRENGTH = 0.5  # of the hires pass
 SHOWN_PROMPTS = PROMPTS[::4]
-SHOWN_METHODS = ("dense", "ToDo 2", "ToDo 4", "ToMe 0.5", "ToMe 0.75")
-SHOWN_SIZE = 256  # pixels of a picture in the sheet
+SHOWN_METHODS = ("dense", "ToDo 2", "ToDo 4", "moving 2", "moving 4/2", "ToMe 0.75")
+SHOWN_SIZE = 256  # pixels of an image in the sheet
+PAPER, MOVING, DEFAULTS = "ToDo, the paper's grid", "ToDo, moving grid", "ToDo, default settings"
 MARKERS = (
     ("o", (-8, 8)),
-    ("s", (0, -16)),
-    ("D", (40, -14)),
+    ("D", (0, -16)),
+    ("*", (0, 10)),
+    ("s", (40, -14)),
     ("^", (0, 9)),
     ("v", (0, -16)),
 )  # of the curves, and where their labels are
 MEASURES = ("error", "psnr", "ssim", "detail")  # the relative error of the final latent, and see compare
 
 
-def curves(progress: Callable[[], float] = lambda: 0.0) -> dict[str, list[Method]]:
-    """Methods by the curve of the chart that they are on, from weak to strong.
+def curves(step: Callable[[], Step] = first_step) -> dict[str, list[Method]]:
+    """Name of a curve in the chart -> the methods on it, from weak to strong.
 
-    progress: the share of the steps that are done, see `todo_lib.Patch`.
+    step: see `todo_lib.Patch`.
     """
 
-    def ours(factor: float, **settings) -> Method:
-        return todo(Settings(enabled=True, factor=factor, **settings), progress)
+    def moving(factor: float = 0.0, **settings) -> Method:
+        return todo(Settings(enabled=True, factor=factor, **settings), step)
 
     return {
-        "ToDo at depth 1": [ours(1.5), ours(2), ours(3), ours(4)],
-        "ToDo at depths 1 and 2": [ours(2, max_depth=2)],
-        "ToDo in four fifths of the steps": [ours(2, end=0.8), ours(2, start=0.2)],
+        PAPER: [todo(paper(factor), step) for factor in (1.5, 2, 3, 4)],
+        MOVING: [moving(1.5), moving(2), moving(3), moving(4)],
+        DEFAULTS: [moving()],
+        "ToDo, moving grid in four fifths of the steps": [moving(4, end=0.8)],
         "ToMe at depth 1": [tome(0.25), tome(0.5), tome(0.75)],
         "ToMe at depths 1 and 2": [tome(0.75, depth=2)],
     }
 
 
+@dataclass(frozen=True)
+class Scenario:
+    """What is drawn, whatever the prompt.
+
+    size: pixels a side.
+    sampler: a name in `SAMPLERS`.
+    steps: of the sampler's schedule.
+    hires: whether only the last ones of these are made, of an image that was drawn at half the size and enlarged.
+    """
+
+    size: int
+    sampler: str
+    steps: int
+    hires: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the scenario is called in results, charts and tables."""
+        size = f"{self.size} px from {self.size // 2}" if self.hires else f"{self.size} px"
+        steps = f"{self.made} of {self.steps} steps" if self.hires else f"{self.steps} steps"
+        return f"{size}, {self.sampler}, {steps}, guidance {GUIDANCE:g}"
+
+    @property
+    def made(self) -> int:
+        """The number of steps that are made."""
+        if not self.hires:
+            return self.steps
+        return len(shortened(SAMPLERS[self.sampler].schedule(self.steps), STRENGTH)) - 1
+
+    def start(self, model: Emoji, prompt: str) -> torch.Tensor | None:
+        """The latent that a hires pass begins from, enlarged as the WebUI's upscaler "Latent" does it."""
+        if not self.hires:
+            return None
+        first = Scenario(self.size // 2, self.sampler, self.steps).draw(model, prompt)
+        return F.interpolate(first, scale_factor=2, mode="bilinear")
+
+    def draw(
+        self,
+        model: Emoji,
+        prompt: str,
+        progress: Callable[[float], None] = lambda position: None,
+        start: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The final latent."""
+        seed = PROMPTS.index(prompt)
+        # A hires pass has noise of its own, as it is of another size.
+        noise = model.noise((self.size, self.size), seed)
+        return sample(model, [prompt], noise, self.sampler, self.steps, GUIDANCE, progress, start, STRENGTH, seed)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(__doc__, arguments)
-    store = Store(options.results / "fidelity.json")
-    cell = open_cell(store, options.size, options.steps)
-    pictures = options.results / "pictures" / f"{weights()}-{options.size}-{options.steps}"
-    measure(load(), PROMPTS[: options.prompts], options.size, options.steps, store, cell, pictures)
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--samplers", nargs="+", choices=SAMPLERS, default=["DPM++ 2M", "Euler a"])
+    add("--steps", nargs="+", type=int, default=[20, 8], help="sampling steps")
+    add("--hires-steps", type=int, default=10, help="of the hires pass to twice the size; 0: without; half are made")
+    options = checked(parser, arguments)
+    if options.hires_steps:
+        check_count(parser, "--hires-steps", options.hires_steps)
+    scenarios = [Scenario(options.size, name, steps) for steps in options.steps for name in options.samplers]
+    sheets = {scenarios[0]: "fidelity-pictures.webp"}
+    if options.hires_steps:
+        hires = Scenario(2 * options.size, options.samplers[0], options.hires_steps, hires=True)
+        scenarios.append(hires)
+        sheets[hires] = "fidelity-pictures-hires.webp"
+    store, model = Store(options.results / "fidelity.json"), load()
+    for scenario in scenarios:
+        pictures = options.results / "pictures" / f"{weights()}-{scenario.name}"
+        measure(model, PROMPTS[: options.prompts], scenario, store, pictures)
+        if scenario in sheets:
+            sheet(store.results[scenario.name], pictures, scenario, options.results / sheets[scenario])
     chart(store.results, options.results / "fidelity.png")
-    sheet(cell, pictures, options.size, options.steps, options.results / "fidelity-pictures.webp")
     print(table(store.results))
 
 
-def parse(description: str, arguments: list[str] | None) -> argparse.Namespace:
-    """The options of a benchmark that draws pictures."""
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """The arguments that benchmarks have in common that draw images."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", type=int, default=LARGE_SIZE, help="pixels a side, a multiple of 64")
-    add("--steps", type=int, default=20, help="sampling steps")
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts that the model knows")
     add("--results", type=Path, default=RESULTS, help="folder")
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options. One that is not allowed ends the program."""
     options = parser.parse_args(arguments)
     check_size(parser, "--size", options.size)
-    check_count(parser, "--steps", options.steps)
+    for steps in [options.steps] if isinstance(options.steps, int) else options.steps:
+        check_count(parser, "--steps", steps)
     if not 1 <= options.prompts <= len(PROMPTS):
         parser.error(f"argument --prompts: {options.prompts} is not allowed: it must be from 1 to {len(PROMPTS)}")
     return options
@@ -102,76 +180,108 @@ def weights() -> str:
     return hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()[:12]
 
 
-def open_cell(store: Store, size: int, steps: int) -> dict:
-    """The results of these conditions: by prompt, then by method. Results with other weights are dropped."""
+def open_cell(store: Store, key: str) -> dict:
+    """The results under this key, prompt -> method -> figures. Results of other weights are dropped."""
     store.results = {key: cell for key, cell in store.results.items() if cell["weights"] == weights()}
-    key = f"{size} px, {steps} steps, guidance {GUIDANCE:g}"
     return store.results.setdefault(key, {"weights": weights(), "prompts": {}})["prompts"]
 
 
-def measure(model: Emoji, prompts: list[str], size: int, steps: int, store: Store, cell: dict, pictures: Path) -> None:
-    """Draw and measure what the cell lacks; keep in the folder `pictures` those that are shown."""
-    position = 0.0
-    methods = {method.name: method for method in itertools.chain(*curves(lambda: position).values())}
+def measure(model: Emoji, prompts: list[str], scenario: Scenario, store: Store, pictures: Path) -> None:
+    """Draw and measure what the store lacks; keep in the folder `pictures` the images that are shown."""
+    cell = open_cell(store, scenario.name)
     pictures.mkdir(parents=True, exist_ok=True)
+    progress = Progress()
+    methods = methods_of(model, scenario, progress)
+    wanted = {prompt: missing(prompt, cell, [*methods], pictures) for prompt in prompts}
+    if not any(wanted.values()):
+        return
+    for method in (DENSE, *methods.values()):  # first calls are slower
+        with method.applied(model.unet):
+            model.sample(prompts[:1], model.noise((scenario.size, scenario.size), 0), 1)
+    with tqdm(total=scenario.made * sum(1 + len(names) for names in wanted.values() if names), unit="step") as bar:
 
-    def missing(prompt: str) -> list[str]:
-        shown = SHOWN_METHODS if prompt in SHOWN_PROMPTS else ()
-        lost = {name for name in shown if not file_of(pictures, prompt, name).exists()}
-        done = cell.get(prompt, {}).keys() - lost
-        return [name for name in methods if name not in done or lost & {name, DENSE.name}]
+        def draw(prompt: str, method: Method, start: torch.Tensor | None) -> Drawn:
+            bar.set_description(f"{scenario.name}: {prompt}, {method.name}")
+            drawn = draw_by(method, model, prompt, scenario, start, progress)
+            bar.update(scenario.made)
+            if prompt in SHOWN_PROMPTS and method.name in SHOWN_METHODS:
+                Image.fromarray(drawn.pixels).save(file_of(pictures, prompt, method.name))
+            return drawn
 
-    def draw(prompt: str, method: Method) -> tuple[torch.Tensor, np.ndarray, dict]:
-        """The final latent, the picture as (H, W, 3) bytes, and seconds and keys of a U-Net call."""
-
-        def begin_step(share: float) -> None:
-            nonlocal position
-            if share:
-                bar.update()
-            position = share
-
-        bar.set_description(f"{prompt}, {method.name}")
-        seed = PROMPTS.index(prompt)
-        torch.manual_seed(seed)  # tomesd draws from it which tokens to merge into
-        with method.applied(model.unet), counted(model.unet) as keys:
-            start = clock()
-            latent = model.sample([prompt], model.noise((size, size), seed), steps, GUIDANCE, begin_step)
-            seconds = (clock() - start) / steps
-        bar.update()
-        picture = model.decode(latent)[0].numpy()
-        if prompt in SHOWN_PROMPTS and method.name in SHOWN_METHODS:
-            Image.fromarray(picture).save(file_of(pictures, prompt, method.name))
-        seen = {str(depth): sorted(counts) for depth, counts in sorted(keys.items())}
-        return latent, picture, {"seconds": round(seconds, 4), "keys": seen}
-
-    wanted = {prompt: missing(prompt) for prompt in prompts}
-    with tqdm(total=steps * sum(1 + len(names) for names in wanted.values() if names), unit="step") as bar:
-        for method in (DENSE, *methods.values()) if any(wanted.values()) else ():  # first calls are slower
-            with method.applied(model.unet):
-                model.sample(prompts[:1], model.noise((size, size), 0), 1)
         for prompt, names in wanted.items():
             if not names:
                 continue
-            dense_latent, dense, dense_entry = draw(prompt, DENSE)
+            start = scenario.start(model, prompt)
+            dense = draw(prompt, DENSE, start)
             for name in names:
-                latent, picture, entry = draw(prompt, methods[name])
-                error = ((latent - dense_latent).norm() / dense_latent.norm()).item()
-                found = {"error": error, **compare(picture, dense)}
-                entry = {key: round(value, 5) for key, value in found.items()} | entry
-                cell.setdefault(prompt, {})[name] = entry | {"dense_seconds": dense_entry["seconds"]}
+                cell.setdefault(prompt, {})[name] = figures(draw(prompt, methods[name], start), dense)
                 store.save()
 
 
+def methods_of(model: Emoji, scenario: Scenario, progress: Progress) -> dict[str, Method]:
+    """Name -> method, for all that are compared. The default settings are not among them where they stay dense."""
+    found = curves(lambda: progress.step)
+    latent = (scenario.size // 8, scenario.size // 8)
+    if all(depth.factor == 1 for depth in plan(model.unet, latent, Settings())):
+        del found[DEFAULTS]
+    return {method.name: method for method in itertools.chain(*found.values())}
+
+
+def missing(prompt: str, cell: dict, names: list[str], pictures: Path) -> list[str]:
+    """Names of the methods whose figures or shown images are not there."""
+    shown = SHOWN_METHODS if prompt in SHOWN_PROMPTS else ()
+    lost = {name for name in shown if not file_of(pictures, prompt, name).exists()}
+    done = cell.get(prompt, {}).keys() - lost
+    return [name for name in names if name not in done or DENSE.name in lost]
+
+
+@dataclass
+class Drawn:
+    """An image: its final latent, its pixels as (H, W, 3) bytes, and seconds and keys of a U-Net call."""
+
+    latent: torch.Tensor
+    pixels: np.ndarray
+    seconds: float
+    keys: dict[int, set[tuple[int, int]]]
+
+
+def draw_by(
+    method: Method, model: Emoji, prompt: str, scenario: Scenario, start: torch.Tensor | None, progress: Progress
+) -> Drawn:
+    """Draw by a method, and count keys meanwhile."""
+    torch.manual_seed(PROMPTS.index(prompt))  # tomesd draws from it which tokens to merge into
+    with method.applied(model.unet), counted(model.unet) as keys:
+        begin = clock()
+        latent = scenario.draw(model, prompt, progress.begin, start)
+        seconds = (clock() - begin) / scenario.made
+    return Drawn(latent, model.decode(latent)[0].numpy(), seconds, keys)
+
+
+def figures(drawn: Drawn, dense: Drawn) -> dict:
+    """All that is kept of an image. JSON has no infinite numbers: a `psnr` of None is infinite."""
+    error = ((drawn.latent - dense.latent).norm() / dense.latent.norm()).item()
+    found = {"error": error, **compare(drawn.pixels, dense.pixels)}
+    return {
+        **{key: round(value, 5) if math.isfinite(value) else None for key, value in found.items()},
+        "seconds": round(drawn.seconds, 4),
+        "keys": {str(depth): sorted(counts) for depth, counts in sorted(drawn.keys.items())},
+        "dense_seconds": round(dense.seconds, 4),
+    }
+
+
 def file_of(pictures: Path, prompt: str, method: str) -> Path:
-    return pictures / f"{prompt}, {method}.png"
+    """Where an image is kept that is shown."""
+    return pictures / f"{prompt}, {method.replace('/', '-')}.png"
 
 
 def compare(picture: np.ndarray, dense: np.ndarray) -> dict[str, float]:
-    """Measures of a picture against the dense one, both (H, W, 3) bytes.
+    """Measures of an image against the dense one, both (H, W, 3) bytes.
 
-    psnr: peak signal to noise ratio in dB, infinite for the same picture. ssim: structural similarity, 1 for the same
-    picture. detail: energy of the high frequencies, 1 for as much as the dense picture has, less for a smoother one.
     The high-pass filter is the Laplacian (the 4 nearest pixels against the one between them) of the luminance.
+
+    psnr: peak signal to noise ratio in dB, infinite for the same image.
+    ssim: structural similarity, 1 for the same image.
+    detail: energy of the high frequencies, 1 for as much as the dense image has, less for a smoother one.
     """
     same = np.array_equal(picture, dense)  # its PSNR is right in scikit-image too, but warned about
     energy, dense_energy = (np.square(laplace(rgb2gray(pixels))).sum() for pixels in (picture, dense))
@@ -183,14 +293,17 @@ def compare(picture: np.ndarray, dense: np.ndarray) -> dict[str, float]:
 
 
 def summary(cell: dict) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Method -> measure -> (median, least, greatest) over the prompts; "speed": how many times as fast as dense."""
+    """Method -> measure -> (median, least, greatest) over the prompts.
+
+    The measure "speed" says how many times as fast as dense.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for entries in cell["prompts"].values():
         for name, entry in entries.items():
             values = found.setdefault(name, {measure: [] for measure in ("speed", *MEASURES)})
             values["speed"].append(entry["dense_seconds"] / entry["seconds"])
             for measure in MEASURES:
-                values[measure].append(entry[measure])
+                values[measure].append(math.inf if entry[measure] is None else entry[measure])  # see figures
     return {
         name: {measure: (statistics.median(v), min(v), max(v)) for measure, v in values.items()}
         for name, values in found.items()
@@ -198,7 +311,7 @@ def summary(cell: dict) -> dict[str, dict[str, tuple[float, float, float]]]:
 
 
 def table(results: dict) -> str:
-    """Markdown: a table for each size."""
+    """Markdown: a table for each scenario."""
     parts = []
     for key, cell in results.items():
         rows = [
@@ -223,17 +336,24 @@ def _spread(values, digits: int, unit: str = "") -> str:
 
 
 def verdict(results: dict) -> str:
-    """Markdown: beside each strength of ToMe, the weakest ToDo at depth 1 that is at least as fast."""
+    """Markdown: what the moving grid has to beat, and beside it the weakest moving grid that is at least as fast.
+
+    Where a scenario was measured without moving grids, the paper's grid takes their place.
+    """
     head = "times as fast | latent error"
-    ours = [method.name for method in curves()["ToDo at depth 1"]]
     parts = []
     for key, cell in results.items():
         points = {name: (values["speed"][0], values["error"][0]) for name, values in summary(cell).items()}
+        by_curve = {label: [m.name for m in methods if m.name in points] for label, methods in curves().items()}
+        ours = by_curve[MOVING] or by_curve[PAPER]
+        rivals = [name for name in points if name.startswith("ToMe")]
+        if by_curve[MOVING]:
+            rivals = by_curve[PAPER] + rivals
         rows = [f"| {key} | {head} | at least as fast | {head} |", "|---|---|---|---|---|---|"]
-        for theirs in (name for name in points if name.startswith("ToMe")):
-            as_fast = [name for name in ours if points[name][0] >= points[theirs][0]]
-            beside = _point(as_fast[0], points) if as_fast else "no ToDo at depth 1 | – | –"
-            rows.append(f"| {_point(theirs, points)} | {beside} |")
+        for rival in rivals:
+            as_fast = [name for name in ours if points[name][0] >= points[rival][0]]
+            beside = _point(as_fast[0], points) if as_fast else "none | – | –"
+            rows.append(f"| {_point(rival, points)} | {beside} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
@@ -244,21 +364,26 @@ def _point(name: str, points: dict[str, tuple[float, float]]) -> str:
 
 
 def chart(results: dict, path: Path) -> None:
-    """Error against speed, one curve a method: one panel a size."""
-    figure, axes = plt.subplots(1, len(results), figsize=(8.5 * len(results), 5.5), squeeze=False)
-    for ax, (key, cell) in zip(axes[0], results.items(), strict=True):
+    """Draw error against speed, with a curve for each kind of method and a panel for each scenario."""
+    columns = min(2, len(results))
+    rows = math.ceil(len(results) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(8.5 * columns, 5.5 * rows), squeeze=False)
+    for ax in axes.flat[len(results) :]:
+        ax.axis("off")
+    for ax, (key, cell) in zip(axes.flat, results.items(), strict=False):
         found = summary(cell)
         ax.plot(1, 0, "o", color="#22303c", clip_on=False)
         ax.annotate("dense", (1, 0), xytext=(8, 5), textcoords="offset points", fontsize=9)
-        for (label, methods), (marker, offset) in zip(curves().items(), MARKERS, strict=True):
-            points = [(found[method.name]["speed"][0], 100 * found[method.name]["error"][0]) for method in methods]
-            (line,) = ax.plot(*zip(*points, strict=True), marker=marker, label=label)
-            for i, (method, point) in enumerate(zip(methods, points, strict=True)):
-                strength = method.name.split(maxsplit=1)[1]
-                apart = i == 1 and len(methods) == 2  # the two of a pair may lie close together
-                beside = (0, 12) if apart else offset
-                place = {"xytext": beside, "textcoords": "offset points", "ha": "center", "fontsize": 9}
-                ax.annotate(strength, point, color=line.get_color(), **place)
+        for i, ((label, methods), (marker, offset)) in enumerate(zip(curves().items(), MARKERS, strict=True)):
+            points = {
+                m.name: (found[m.name]["speed"][0], 100 * found[m.name]["error"][0]) for m in methods if m.name in found
+            }
+            if not points:
+                continue
+            ax.plot(*zip(*points.values(), strict=True), marker=marker, label=label, color=f"C{i}")
+            for name, point in points.items():
+                place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "fontsize": 9}
+                ax.annotate(name.split(maxsplit=1)[1], point, color=f"C{i}", **place)
         ax.set(title=f"{key}; medians of {len(cell['prompts'])} prompts", ylim=(0, None))
         ax.set(
             xlabel="times as fast as dense (U-Net call)",
@@ -267,24 +392,24 @@ def chart(results: dict, path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110 if columns == 1 else 80)
     plt.close(figure)
 
 
-def sheet(cell: dict, pictures: Path, size: int, steps: int, path: Path) -> None:
-    """Some prompts by some methods, side by side; the rows of prompts that the cell has."""
-    rows = {}
+def sheet(cell: dict, pictures: Path, scenario: Scenario, path: Path) -> None:
+    """Save images of some prompts by some methods side by side, as far as the cell has them."""
+    prompts, rows = cell["prompts"], {}
     for prompt in SHOWN_PROMPTS:
-        if prompt not in cell:
+        if prompt not in prompts:
             continue
         rows[prompt] = []
         for name in SHOWN_METHODS:
-            picture = Image.open(file_of(pictures, prompt, name))
-            pixels = np.asarray(picture.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS))
-            error = f"\nlatent error {100 * cell[prompt][name]['error']:.1f} %" if name in cell[prompt] else ""
+            image = Image.open(file_of(pictures, prompt, name))
+            pixels = np.asarray(image.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS))
+            error = f"\nlatent error {100 * prompts[prompt][name]['error']:.1f} %" if name in prompts[prompt] else ""
             rows[prompt].append((pixels, name + error))
     title = "The same seeds: dense, with ToDo and with token merging"
-    save_sheet(path, title, f"{size} × {size} px, shown at {SHOWN_SIZE} × {SHOWN_SIZE}; {steps} steps", rows)
+    save_sheet(path, title, f"{scenario.name}; shown at {SHOWN_SIZE} × {SHOWN_SIZE} px", rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is compared: a U-Net as it is, with ToDo, with token merging, and with as good as no self-attention."""
+"""What is compared: a U-Net as it is, with ToDo, with token merging, and with next to no self-attention."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import tomesd
 import torch
 from torch import nn
 
-from todo_lib import Patch, Settings, plan
+from todo_lib import Patch, Settings, Step, plan
 from todo_lib.grid import kept_tokens
 from todo_lib.unet import spatial_transformers
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to run a U-Net: while applied(unet) is entered, its calls are made that way.
+    """A way to run a U-Net.
 
-    name: in results and charts, it tells all that makes a difference to the outcome.
+    name: in results and charts. It tells all that makes a difference to the outcome.
+    applied: takes the U-Net and returns a context, in which calls of the U-Net are made this way.
     """
 
     name: str
@@ -31,22 +33,43 @@ class Method:
 DENSE = Method("dense", lambda unet: contextlib.nullcontext())
 
 
-def todo(settings: Settings, progress: Callable[[], float] = lambda: 0.0) -> Method:
-    """Our hooks. progress: see `todo_lib.Patch`; without one every call is in range where the first step is."""
-    return Method(f"ToDo {_describe(settings)}", lambda unet: Patch(unet, settings, progress))
+def first_step() -> Step:
+    """The step of a U-Net call that belongs to no sampling."""
+    return Step(0, 0.0)
+
+
+def paper(factor: float, deeper_factor: float = 1, **settings: Any) -> Settings:
+    """The paper's grid, which does not move, with these factors at depth 1 and at depth 2."""
+    depth = 2 if deeper_factor > 1 else 1
+    return Settings(enabled=True, factor=factor, max_depth=depth, deeper_factor=deeper_factor, moving=False, **settings)
+
+
+def todo(settings: Settings, step: Callable[[], Step] = first_step) -> Method:
+    """ToDo by its own hooks. Its name begins with "moving" where the grid moves.
+
+    step: see `todo_lib.Patch`.
+    """
+    grid = "moving" if settings.moving else "ToDo"
+    return Method(f"{grid} {_describe(settings)}", lambda unet: Patch(unet, settings, step))
 
 
 def inline(settings: Settings, latent_size: tuple[int, int]) -> Method:
-    """The same as `todo`, written by hand into each attention for latents of this (H, W): ToDo without any hook."""
+    """The paper's grid without any hook, written by hand into each attention.
+
+    It computes the same as `todo`, for latents of this (H, W) alone.
+    """
+    assert not settings.moving
     return Method(f"inline {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
 
 
 def tome(ratio: float, depth: int = 1, largest: int = 1) -> Method:
     """Token merging (Bolya, Hoffman: "Token Merging for Fast Stable Diffusion", 2023) by its authors' tomesd.
 
-    ratio: the share of the tokens that is merged, 0 to 0.75. depth: of the smallest grid that is merged. largest: the
-    grid of depth 1 is the latent's side divided by this. It is theirs to choose the tokens at random within their 2 x 2
-    cells where the batch is even.
+    Where the batch is even, it chooses tokens at random within cells of 2 x 2. Others are merged into these.
+
+    ratio: the share of the tokens that is merged, 0 to 0.75.
+    depth: of the smallest grid that is merged.
+    largest: by how much the latent's side is divided at depth 1.
     """
     name = f"ToMe {ratio:g}" if depth == 1 else f"ToMe {ratio:g} to depth {depth}"
     return Method(name, lambda unet: _tome(unet, ratio, largest * 2 ** (depth - 1)))
@@ -56,9 +79,16 @@ FLOOR = Method("floor", lambda unet: _floor(unet))
 
 
 def _describe(settings: Settings) -> str:
-    """The factors from depth 1 on, and the steps where not all are in range."""
-    factors = [settings.factor] + [settings.deeper_factor] * (settings.max_depth - 1)
-    text = f"auto to depth {settings.max_depth}" if settings.auto else "/".join(f"{factor:g}" for factor in factors)
+    """The factors from depth 1 on, without factors of 1 at the end, and the steps where not all are in range."""
+    if settings.factor:
+        factors = [settings.factor_at(depth, (1, 1)) for depth in range(1, settings.max_depth + 1)]
+        while len(factors) > 1 and factors[-1] == 1:
+            factors.pop()
+        text = "/".join(f"{factor:g}" for factor in factors)
+    else:
+        depth = "" if settings.max_depth == Settings.max_depth else f" to depth {settings.max_depth}"
+        deeper = f", deeper {settings.deeper_factor:g}" if settings.deeper_factor else ""
+        text = f"auto{depth}{deeper}"
     return text if (settings.start, settings.end) == (0, 1) else f"{text}, steps {settings.start:g} to {settings.end:g}"
 
 
@@ -82,7 +112,7 @@ def _inline(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -
 
 @contextlib.contextmanager
 def computed_by(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
-    """Let these functions stand in for the forward of their modules."""
+    """While entered, let these functions stand in for the `forward` of their modules."""
     before = {module: vars(module).get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward
@@ -115,7 +145,7 @@ def _tome(unet: nn.Module, ratio: float, max_downsample: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _floor(unet: nn.Module) -> Iterator[None]:
-    """One key in each self-attention: the time that no choice of keys can save."""
+    """Leave one key in each self-attention. What then remains of the time, no choice of keys can save."""
     layers = [
         layer
         for transformer in spatial_transformers(unet)
@@ -132,7 +162,10 @@ def _floor(unet: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted(unet: nn.Module) -> Iterator[dict[int, set[tuple[int, int]]]]:
-    """Depth -> the (queries, keys) that its self-attentions had, counted behind the projections of each call."""
+    """Depth -> all (queries, keys) that its self-attentions had, in numbers of tokens.
+
+    Keys are counted behind their projection. Enter the method first, or what its hooks do there is not seen.
+    """
     seen: dict[int, set[tuple[int, int]]] = {}
     handles = []
     for transformer in spatial_transformers(unet):

@@ -2,8 +2,9 @@
 
     python -m lab.benchmarks.overhead [--rounds 7] [--narrow-rounds 300] [--device cuda] [--dtype fp16]
 
-All depths are downsampled, so that all self-attentions have hooks. In the U-Net of SD 1.5 the difference drowns in the
-noise of seconds of computation, so it is also taken in a narrow one with as many layers, where there is little else.
+All depths are downsampled by the paper's grid, so that all self-attentions have hooks. In the U-Net of SD 1.5 the
+difference drowns in the noise of seconds of computation. So it is also taken in a narrow one with as many layers, where
+there is little else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Settings
 
 FILE = RESULTS / "overhead.json"
-SETTINGS = Settings(enabled=True, factor=2, max_depth=4, deeper_factor=2)
+SETTINGS = Settings(enabled=True, factor=2, max_depth=4, deeper_factor=2, moving=False)
 NARROW = dataclasses.replace(SD15, name="SD 1.5 layout, 32 channels", channels=32)
 CELLS = ((NARROW, 128), (SD15, 512))  # and pixels
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @torch.inference_mode()
 def measure(layout: Layout, size: int, rounds: int, device: str, dtype: str, store: Store) -> None:
-    """Add to the store until there are so many rounds."""
+    """Call each way until the store has so many rounds."""
     unet = make_unet(layout, device, DTYPES[dtype])
     inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
     ways = {"dense": DENSE, "inline": inline(SETTINGS, (size // 8, size // 8)), "hooks": todo(SETTINGS)}
@@ -64,10 +65,12 @@ def measure(layout: Layout, size: int, rounds: int, device: str, dtype: str, sto
 
 
 def hooks_on(unet: torch.nn.Module) -> int:
+    """The number of forward hooks that are installed on all modules."""
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in unet.modules())
 
 
 def seconds(unet: torch.nn.Module, inputs: tuple, way: Method) -> float:
+    """Seconds of one call, without those for applying the method."""
     with way.applied(unet):
         start = clock(inputs[0].device)
         unet(*inputs)
@@ -75,7 +78,7 @@ def seconds(unet: torch.nn.Module, inputs: tuple, way: Method) -> float:
 
 
 def added(found: dict[str, list[float]]) -> list[float]:
-    """Seconds that hooks add to a call, from the least to the greatest of the rounds."""
+    """Seconds that hooks add to a call, one number a round, sorted."""
     return sorted(h - i for h, i in zip(found["hooks"], found["inline"], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""How much alike neighbouring tokens are: the premise of ToDo, on the trained model.
+"""How much alike neighbouring tokens are in the trained model, which is the premise of ToDo.
 
     python -m lab.benchmarks.redundancy [--size 512] [--steps 20] [--prompts 16]
 
@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 from tqdm import tqdm
 
-from lab.benchmarks.fidelity import GUIDANCE, PROMPTS, open_cell, parse
+from lab.benchmarks.fidelity import GUIDANCE, PROMPTS, checked, open_cell, parser_of
 from lab.benchmarks.store import Store
 from lab.model.emoji import Emoji, load
 from todo_lib.unet import spatial_transformers
@@ -34,16 +34,18 @@ KINDS = ("neighbours", "any two")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(__doc__, arguments)
+    parser = parser_of(__doc__)
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    options = checked(parser, arguments)
     store = Store(options.results / "redundancy.json")
-    cell = open_cell(store, options.size, options.steps)
+    cell = open_cell(store, f"{options.size} px, {options.steps} steps, guidance {GUIDANCE:g}")
     measure(load(), PROMPTS[: options.prompts], options.size, options.steps, store, cell)
     chart(store.results, options.results / "redundancy.png")
     print(table(store.results))
 
 
 def measure(model: Emoji, prompts: list[str], size: int, steps: int, store: Store, cell: dict) -> None:
-    """Draw the prompts that the cell lacks: prompt -> depth -> kind -> similarity at each step."""
+    """Draw the prompts that the cell lacks, and put there: prompt -> depth -> kind -> similarity at each step."""
     missing = [prompt for prompt in prompts if prompt not in cell]
     with tqdm(total=steps * len(missing), unit="step") as bar:
         for prompt in missing:
@@ -57,7 +59,10 @@ def measure(model: Emoji, prompts: list[str], size: int, steps: int, store: Stor
 
 
 def per_step(pairs: list[tuple[float, float]], steps: int) -> dict[str, list[float]]:
-    """Kind -> its mean over the layers at each step, from (neighbours, any two) of all layers at all steps in turn."""
+    """Kind -> the mean similarity over the layers at each step.
+
+    pairs: (neighbours, any two) of all layers, step by step.
+    """
     layers = len(pairs) // steps
     by_step = [pairs[i * layers : (i + 1) * layers] for i in range(steps)]
     return {
@@ -67,7 +72,7 @@ def per_step(pairs: list[tuple[float, float]], steps: int) -> dict[str, list[flo
 
 @contextlib.contextmanager
 def watched(unet: nn.Module) -> Iterator[dict[int, list[tuple[float, float]]]]:
-    """Depth -> similarities of its self-attentions' inputs, in the order of the calls; not of grids of one token."""
+    """Depth -> similarities of its self-attentions' inputs, in the order of the calls. Grids of one token have none."""
     seen: dict[int, list[tuple[float, float]]] = {}
     handles = []
     for transformer in spatial_transformers(unet):
@@ -90,10 +95,12 @@ def watched(unet: nn.Module) -> Iterator[dict[int, list[tuple[float, float]]]]:
 
 
 def similarities(tokens: torch.Tensor) -> tuple[float, float]:
-    """Mean cosine similarity of neighbours (right and below), and of any two different tokens of the same picture.
+    """Mean cosine similarity of neighbours (right and below), and of any two different tokens of the same image.
 
-    tokens: (B, H, W, C) with H * W > 1. The latter takes no sampling: the squared sum of N unit vectors is the sum of
-    the cosines of all N * N pairs, N of which are a token and itself.
+    The latter takes all pairs: the squared sum of N unit vectors is the sum of the cosines of all N * N pairs. In N of
+    these a token is paired with itself.
+
+    tokens: (B, H, W, C) with H * W > 1.
     """
     tokens = F.normalize(tokens.double(), dim=-1)
     right = (tokens[:, :, 1:] * tokens[:, :, :-1]).sum(-1)
@@ -133,7 +140,7 @@ def table(results: dict) -> str:
 
 
 def chart(results: dict, path: Path) -> None:
-    """Similarity along the steps, a colour for each depth: one panel a size."""
+    """Draw similarity along the steps, with a colour for each depth and a panel for each size."""
     figure, axes = plt.subplots(1, len(results), figsize=(9 * len(results), 4.5), squeeze=False)
     for ax, (key, cell) in zip(axes[0], results.items(), strict=True):
         for depth, kinds in means(cell).items():

@@ -3,8 +3,8 @@
     git clone https://github.com/ethansmith2000/ImprovedTokenMerge
     python -m lab.benchmarks.reference ImprovedTokenMerge [--rounds 3]
 
-Theirs is written for the attentions of the package diffusers; here it computes those of an `ldm` U-Net, whose
-projections go by the same names. It needs neither diffusers nor xformers to do so, only their names.
+Their code is written for the attentions of the package diffusers. Here it computes those of an `ldm` U-Net, whose
+projections have the same names. Of diffusers and xformers it needs nothing but names, which are made up.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.benchmarks.arguments import check_count
-from lab.benchmarks.methods import DENSE, Method, computed_by, todo
+from lab.benchmarks.methods import DENSE, Method, computed_by, paper, todo
 from lab.benchmarks.overhead import seconds
 from lab.benchmarks.store import RESULTS, Store
 from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
-from todo_lib import Settings
 from todo_lib.unet import spatial_transformers
 
 FILE = RESULTS / "reference.json"
-# Width and height in pixels, and whole factors at depths 1 and 2. Sizes that a factor does not divide are among them;
-# in all, each grid is the latent's halved without a rest, as theirs assumes.
+# Width and height in pixels, and whole factors at depths 1 and 2. Sizes that a factor does not divide are among them.
+# All latents can be halved without a rest, as their code assumes.
 CASES = [
     (512, 512, 2, 1),
     (512, 512, 3, 1),
@@ -60,14 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 @torch.inference_mode()
 def measure(layout: Layout, cases: list[tuple], rounds: int, reference: types.ModuleType, store: Store) -> None:
+    """Compare results and seconds in the cases that the store lacks."""
     unet = make_unet(layout)
     for width, height, first, second in tqdm(cases, desc="reference"):
         key = f"{width}x{height} px, factors {first} and {second}"
         if key in store.results and len(store.results[key]["seconds"]["ToDo"]) >= rounds:
             continue
         inputs = make_inputs(layout, width, height)
-        settings = Settings(enabled=True, factor=first, max_depth=2 if second > 1 else 1, deeper_factor=second)
-        ways = {"dense": DENSE, "reference": authors(reference, first, second), "ToDo": todo(settings)}
+        ways = {"dense": DENSE, "reference": authors(reference, first, second), "ToDo": todo(paper(first, second))}
         outputs = {}
         for name, way in ways.items():
             with way.applied(unet):
@@ -84,7 +83,7 @@ def measure(layout: Layout, cases: list[tuple], rounds: int, reference: types.Mo
 
 
 def load(folder: Path) -> types.ModuleType:
-    """Their merge.py; the packages that it imports and does not use here are made up of names."""
+    """Import their merge.py. Packages that it imports but does not use here are empty ones, made up for the moment."""
     made = {
         "diffusers": {},
         "diffusers.models": {},
@@ -148,7 +147,7 @@ def _authors(unet: nn.Module, reference: types.ModuleType, first: int, second: i
 
 
 class _ByProcessor:
-    """A self-attention computed by a processor of diffusers, which looks at these things on an attention."""
+    """A self-attention computed by a processor of diffusers. It has the attributes that the processor looks at."""
 
     spatial_norm = group_norm = None
     norm_cross = residual_connection = False
@@ -165,6 +164,7 @@ class _ByProcessor:
 
 
 def commit(folder: Path) -> str:
+    """The commit that is checked out in their repository."""
     found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 

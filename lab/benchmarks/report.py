@@ -2,7 +2,7 @@
 
     python -m lab.benchmarks.report
 
-The documents have places for tables: what stands between <!-- benchmarks: NAME --> and <!-- end --> is made here.
+The documents have places for tables. Between <!-- benchmarks: NAME --> and <!-- end --> everything is made here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -20,7 +21,7 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 
 from lab.benchmarks import fidelity, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, cell_key, median, ratio
+from lab.benchmarks.speed import LAYOUTS, cell_key, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
 
 ROOT = Path(__file__).parents[2]
@@ -36,10 +37,13 @@ LINES = {  # role -> its line in the chart
         "label": "ToDo, the paper's factors (SDXL: half of them)",
     },
     "1.5 x paper": {"color": "#7fb8e6", "marker": "s", "label": "ToDo, 1.5 times these"},
-    "auto": {"color": "#1769aa", "linestyle": "--", "marker": "", "label": "ToDo, auto factor"},
+    "moving": {"color": "#2e8b57", "marker": "D", "linewidth": 2.5, "label": "ToDo's defaults: a moving grid"},
     "ToMe 0.75": {"color": "#d9822b", "marker": "^", "label": "ToMe 0.75"},
     "ToMe 0.5": {"color": "#f0b47a", "marker": "v", "label": "ToMe 0.5"},
 }
+
+
+NAMES = {"paper": "ToDo, paper", "1.5 x paper": "ToDo, 1.5 x", "moving": "ToDo, defaults"}  # role -> in headings
 
 
 def main() -> None:
@@ -51,6 +55,7 @@ def main() -> None:
 
 
 def load(name: str) -> dict:
+    """The whole JSON file of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -60,7 +65,7 @@ def filled(document: str) -> str:
 
 
 def machine(name: str) -> str:
-    """Where and when a file of results was made, in a sentence."""
+    """A sentence that says where and when a file of results was made."""
     kept = load(name)
     found = kept["machine"]
     threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
@@ -74,56 +79,79 @@ def cells(results: dict, model: str) -> dict[str, dict]:
     return dict(sorted(found.items(), key=lambda item: int(item[0].split()[0])))
 
 
+def roles_of(found: dict[str, dict]) -> list[str]:
+    """All roles of these cells but dense."""
+    return [
+        role for role in dict.fromkeys(role for cell in found.values() for role in cell["roles"]) if role != "dense"
+    ]
+
+
 def saved(cell: dict, role: str) -> float:
-    """How much a method saves of the time that could be saved at all, which the floor saves: 0 to 1."""
+    """The share of the time saved by the floor that the method in this role saves: 0 to 1."""
     dense, floor = median(cell, "dense"), median(cell, "floor")
     return (dense - median(cell, role)) / (dense - floor)
 
 
 def factors(cell: dict, role: str) -> str:
+    """The factors of the method in this role, as its name has them."""
     name = cell["roles"][role]
-    return "dense" if name == "dense" else name.split(maxsplit=1)[1].removesuffix(" to depth 1")
+    return "dense" if name == "dense" else name.split(maxsplit=1)[1]
 
 
 def times(cell: dict, role: str, unit: str = "") -> str:
     """How many times as fast as dense, or why that is not known."""
-    failed = cell["methods"][cell["roles"][role]].get("failed")
-    return failed or f"{ratio(cell, role):.2f}{unit}"
+    found = ratio(cell, role)
+    return entry_of(cell, role).get("failed") or ("–" if math.isnan(found) else f"{found:.2f}{unit}")
 
 
 def timed(dense: list[float], *others: list[float]) -> str:
-    """The median of dense, and how often each was called at least."""
+    """The median seconds of dense, and in brackets the least number of calls of any method."""
     middle = statistics.median(dense or [math.nan])
     return f"{middle:.{3 if middle < 1000 else 4}g} s ({min(map(len, (dense, *others)))})"
 
 
 def dense_seconds(cell: dict) -> str:
+    """What `timed` says of a cell."""
     methods = [cell["methods"][name] for name in cell["roles"].values()]
     others = [found["seconds"] for found in methods if "failed" not in found]
     return timed(cell["methods"]["dense"]["seconds"], *others)
 
 
 def overview() -> str:
-    """A line a size, for both models: what most people want to know."""
+    """What most people want to know: a table of both models with a row for each size."""
     results = load("speed")["results"]
-    head = "| | U-Net call, dense (calls of each) | with ToDo (factor) | with ToMe 0.75 | with a single key (floor) |"
-    lines = [head, "|---|---|---|---|---|"]
+    heads = {"moving": "with ToDo's defaults (factor)", "paper": "with the paper's grid (factor)"}
+    if "moving" not in roles_of(results):
+        heads = {"paper": "with ToDo (factor)"}
+    head = (
+        f"U-Net call, dense (calls of each) | {' | '.join(heads.values())} | with ToMe 0.75 | with a single key (floor)"
+    )
+    lines = [f"| | {head} |", "|---" * (4 + len(heads)) + "|"]
     for model in LAYOUTS:
         for key, cell in cells(results, model).items():
-            size = key.removesuffix(", fp32")
-            ours = f"**{times(cell, 'paper', ' times')}** as fast ({factors(cell, 'paper')})"
-            others = " | ".join(times(cell, role, " times") for role in ("ToMe 0.75", "floor"))
-            lines.append(f"| {model}, {size} | {dense_seconds(cell)} | {ours} | {others} |")
+            texts = [dense_seconds(cell), *(ours(cell, role) for role in heads)]
+            texts += (times(cell, role, " times") for role in ("ToMe 0.75", "floor"))
+            lines.append(f"| {model}, {key.removesuffix(', fp32')} | {' | '.join(texts)} |")
     return "\n".join([*lines, "", machine("speed")])
 
 
-def per_role(cell_text) -> str:
-    """A table for each model: sizes down, roles across."""
+def ours(cell: dict, role: str) -> str:
+    """How many times as fast as dense ToDo is in this role, and by which factors."""
+    if role not in cell["roles"]:
+        return "–"
+    return f"**{times(cell, role, ' times')}** as fast ({factors(cell, role)})"
+
+
+def per_role(cell_text: Callable[[dict, str], str]) -> str:
+    """A table for each model, with a row for each size and a column for each role."""
     results, parts = load("speed")["results"], []
     for model in LAYOUTS:
         found = cells(results, model)
-        roles = [role for role in next(iter(found.values()), {"roles": {}})["roles"] if role != "dense"]
-        lines = [f"| {model} | dense | {' | '.join(map(heading, roles))} |", "|---" * (len(roles) + 2) + "|"]
+        roles = roles_of(found)
+        lines = [
+            f"| {model} | dense | {' | '.join(NAMES.get(role, role) for role in roles)} |",
+            "|---" * (len(roles) + 2) + "|",
+        ]
         for key, cell in found.items():
             texts = [cell_text(cell, role) for role in ("dense", *roles)]
             lines.append(f"| {key} | {' | '.join(texts)} |")
@@ -131,40 +159,42 @@ def per_role(cell_text) -> str:
     return "\n\n".join(parts)
 
 
-def heading(role: str) -> str:
-    names = {"paper": "ToDo, paper", "1.5 x paper": "ToDo, 1.5 x", "auto": "ToDo, auto"}
-    return names.get(role, role)
-
-
 def speed() -> str:
+    """How many times as fast as dense, and the share of what the floor saves."""
+
     def text(cell: dict, role: str) -> str:
         if role == "dense":
             return dense_seconds(cell)
         share = saved(cell, role)
         share = "" if role == "floor" or math.isnan(share) else f", {100 * share:.0f} %"
-        ours = f"{factors(cell, role)}: " if role in ("paper", "1.5 x paper", "auto") else ""
-        return f"{ours}{times(cell, role)}{share}"
+        chosen = f"{factors(cell, role)}: " if role in NAMES and role in cell["roles"] else ""
+        return f"{chosen}{times(cell, role)}{share}"
 
     return f"{machine('speed')}\n\n{per_role(text)}"
 
 
 def memory() -> str:
+    """What a call takes at its peak."""
+
     def text(cell: dict, role: str) -> str:
-        found = cell["methods"][cell["roles"][role]].get("memory")
+        found = entry_of(cell, role).get("memory")
         return f"{found / 1e9:.2f} GB" if found else "–"
 
     return per_role(text)
 
 
 def difference() -> str:
+    """How far the output of a call is from the dense one."""
+
     def text(cell: dict, role: str) -> str:
-        found = cell["methods"][cell["roles"][role]].get("difference")
+        found = entry_of(cell, role).get("difference")
         return "–" if found is None else f"{100 * found:.1f} %"
 
     return per_role(text)
 
 
 def hooks() -> str:
+    """What the hooks cost: a row for each U-Net and precision."""
     results = {key: found for key, found in load("overhead")["results"].items() if len(found["hooks"]) > 1}
     lines = [
         "| U-Net | dense | inline | hooks | hooks add (middle half) | hooks installed |",
@@ -189,12 +219,13 @@ def hooks() -> str:
 
 
 def reference() -> str:
+    """Ours against the authors' own: a row for each case."""
     kept = load("reference")["results"]
     cases = {key: case for key, case in kept.items() if key != "commit"}
     lines = [
         f"Commit {kept['commit'][:8]} of ImprovedTokenMerge. {machine('reference')}",
         "",
-        "| picture | largest difference from theirs | from dense | dense (calls of each) | theirs | ours |",
+        "| image | largest difference from theirs | from dense | dense (calls of each) | theirs | ours |",
         "|---|---|---|---|---|---|",
     ]
     for key, case in cases.items():
@@ -206,7 +237,7 @@ def reference() -> str:
 
 
 def controlnet() -> str:
-    """A line a size."""
+    """What a ControlNet's downsampling saves: a row for each size."""
     head = "| | dense (calls of each) | U-Net downsampled | ControlNet too | factor |"
     lines = [machine("controlnet"), "", head, "|---|---|---|---|---|"]
     for key, cell in load("controlnet")["results"].items():
@@ -233,17 +264,21 @@ TABLES = {
 
 
 def save_chart(results: dict, path: Path = CHART) -> None:
-    """How many times faster, by size: a panel a model, in the precision that was measured first."""
+    """Draw how many times as fast each method is by size: a panel for each model.
+
+    All figures are in the precision that was measured first. A line would otherwise join what does not compare.
+    """
     precision = next(iter(results)).rpartition(" ")[2]
     figure, axes = plt.subplots(1, len(LAYOUTS), figsize=(11, 4.4))
     for ax, model in zip(axes, LAYOUTS, strict=True):
-        # In one precision, or a line would join what does not compare.
         found = {key: cell for key, cell in cells(results, model).items() if key.endswith(precision)}
         sizes = [int(key.split()[0]) for key in found]
         for role, style in LINES.items():
+            if role not in roles_of(found):
+                continue
             ax.plot(sizes, [ratio(cell, role) for cell in found.values()], **style)
         ax.axhline(1, color="#22303c", linewidth=0.8)
-        ax.set(title=model, xlabel="picture, pixels a side", xticks=sizes)
+        ax.set(title=model, xlabel="image, pixels a side", xticks=sizes)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="times as fast as dense (U-Net call)")
     axes[0].legend(frameon=False, fontsize=9)

@@ -19,6 +19,7 @@ import torch
 
 from lab.model.emoji import Emoji
 from lab.model.parts import TIMESTEPS, alphas_cumprod
+from todo_lib import Step
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
 """(latent, its sigma) -> the clean latent that the model sees in it."""
@@ -32,12 +33,23 @@ class Sampler:
     """A way from noise to a latent.
 
     schedule: number of steps n -> the n + 1 sigmas that they lead through, falling, the last one 0.
-    run: (denoiser, latent at the first sigma, sigmas, noise, tell) -> the latent at the last one; noise() draws white
+    run: (denoiser, latent at the first sigma, sigmas, noise, tell) -> the latent at the last one. noise() draws white
     noise of the latent's shape, for samplers that add some in each step.
     """
 
     schedule: Callable[[int], list[float]]
     run: Callable[[Denoiser, torch.Tensor, list[float], Callable[[], torch.Tensor], Tell], torch.Tensor]
+
+
+class Progress:
+    """The sampling step under way, of which a sampler tells the position alone."""
+
+    def __init__(self):
+        self.step = Step(0, 0.0)
+
+    def begin(self, position: float) -> None:
+        """A step begins, or with position 0 a whole sampling."""
+        self.step = Step(self.step.number + 1 if position else 0, position)
 
 
 @torch.inference_mode()
@@ -55,9 +67,10 @@ def sample(
 ) -> torch.Tensor:
     """Latents (B, 4, h, w) of the texts from white noise of that shape.
 
-    progress: told the position i / n before step i of the n steps that are made. start: a clean latent to begin from,
-    as in img2img and the second pass of hires fix, with the share `strength` of the steps; see `shortened`. seed: of
-    what noise the sampler itself adds.
+    progress: told the position i / n before step i of the n steps that are made.
+    start: a clean latent to begin from, as in img2img and the hires pass, with the last steps alone; see `shortened`.
+    strength: the share of the steps that are made then.
+    seed: of the noise that the sampler itself adds.
     """
     chosen = SAMPLERS[sampler]
     sigmas = chosen.schedule(steps)

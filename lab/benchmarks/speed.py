@@ -1,9 +1,9 @@
-"""Speed and memory of a U-Net call: dense, with ToDo, with token merging, and with as good as no self-attention.
+"""Speed and memory of a U-Net call: dense, with ToDo, with token merging, and with next to no self-attention.
 
     python -m lab.benchmarks.speed [--models "SD 1.5" SDXL] [--sizes 512 768 1024 1536 2048] [--rounds 3]
 
-The methods take turns, one call each a round, so that a machine that gets slower slows them all; medians are compared.
-A run that was stopped goes on where it was; with more rounds it adds to what is there.
+The methods take turns, one call each a round, so that a machine that gets slower slows them all. Medians are compared.
+A run that was stopped goes on where it was. With more rounds it adds to what is there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.benchmarks.arguments import DTYPES, add_device, check_count, check_size, dtype_of
-from lab.benchmarks.methods import DENSE, FLOOR, Method, counted, todo, tome
+from lab.benchmarks.methods import DENSE, FLOOR, Method, counted, paper, todo, tome
 from lab.benchmarks.store import RESULTS, Store
 from lab.benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
 from todo_lib import Settings, plan
@@ -34,37 +34,40 @@ LAYOUTS = {layout.name: layout for layout in (SD15, SDXL)}
 SIZES = (512, 768, 1024, 1536, 2048)
 RESET = Path("/proc/self/clear_refs")  # of Linux
 
-# The paper's factors as its authors' demo has them, and 2 below 1024 where that has none: pixels -> at depths 1 and 2.
-PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}  # which ends at 2048: at 4096 as many keys remain as there
-SMALLER = (2, 1)
+# Pixels -> the paper's factors at depths 1 and 2, as its authors' demo has them. It ends at 2048, and at 4096 as many
+# keys remain as there.
+PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}
+SMALLER = (2, 1)  # the demo's at 1024, and ours below
+MOVING = (2, 3, 4)
 
 
 def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
-    """The three ways to choose ToDo's factors for a square picture of `size` pixels.
+    """Role -> settings of ToDo, for a square image of `size` pixels.
 
-    SDXL, which the paper does not have, begins at half of the latent's side: there the factors are half as large, at
-    depth 1 they are 1.5 at the least.
+    "paper" and "1.5 x paper" keep the same tokens at every step. "moving" has the default settings, and "moving 2" and
+    so on differ from these by the factor alone.
+
+    The paper does not have SDXL, whose depth 1 is at half of the latent's side. There the paper's factors are halved,
+    to no less than 1.5 at depth 1.
     """
     first, second = PAPER.get(size, SMALLER)
     if not layout.transformers[0]:
         first, second = max(1.5, first / 2), max(1, second / 2)
-    depth = 2 if second > 1 else 1
-
-    def chosen(more: float) -> Settings:
-        factor, deeper = (min(8, more * usual) for usual in (first, second))  # more than 8 is not allowed
-        return Settings(enabled=True, factor=factor, max_depth=depth, deeper_factor=deeper)
-
-    return {"paper": chosen(1), "1.5 x paper": chosen(1.5), "auto": Settings(enabled=True, auto=True)}
+    more = min(8, 1.5 * first), min(8, 1.5 * second) if second > 1 else 1  # more than 8 is not allowed
+    moving = {f"moving {factor}": Settings(enabled=True, factor=factor) for factor in MOVING}
+    return {"paper": paper(first, second), "1.5 x paper": paper(*more), **moving, "moving": Settings(enabled=True)}
 
 
 def methods_of(unet: nn.Module, layout: Layout, size: int) -> dict[str, Method]:
-    """Role -> method. Roles share a method where they come to the same key grids, which is measured once then."""
+    """Role -> method. Roles that come to the same key grids share a method, which then is measured once."""
     roles, chosen = {"dense": DENSE}, settings_of(layout, size)
-    by_grids = {tuple(p.grid for p in plan(unet, (size // 8, size // 8), Settings(factor=1))): DENSE}
+    found: dict[tuple, Method] = {}
     for role, settings in chosen.items():
-        grids = tuple(p.kept for p in plan(unet, (size // 8, size // 8), settings))
-        roles[role] = by_grids.setdefault(grids, todo(settings))
-    # Merged are the grids that the paper downsamples. SDXL's depth 1 is half of the latent.
+        depths = plan(unet, (size // 8, size // 8), settings)
+        grids = tuple(depth.kept for depth in depths)
+        dense = grids == tuple(depth.grid for depth in depths)
+        roles[role] = found.setdefault((settings.moving, grids), DENSE if dense else todo(settings))
+    # Tokens are merged where the paper downsamples.
     where = {"depth": chosen["paper"].max_depth, "largest": 1 if layout.transformers[0] else 2}
     return roles | {f"ToMe {ratio:g}": tome(ratio, **where) for ratio in (0.5, 0.75)} | {"floor": FLOOR}
 
@@ -93,12 +96,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def cell_key(layout: Layout, size: int, dtype: str) -> str:
-    """Of results."""
+    """The key of a U-Net's results at one size and in one precision."""
     return f"{layout.name}, {size} px, {dtype}"
 
 
 def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: str, store: Store) -> None:
-    """Add to the store until each method has so many rounds at each size."""
+    """Call each method until the store has so many rounds of it at each size."""
     unet = make_unet(layout, device, DTYPES[dtype])
     for size in sizes:
         roles = methods_of(unet, layout, size)
@@ -109,28 +112,42 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
         missing = sum(max(0, rounds - len(entry["seconds"])) for entry in found.values() if "failed" not in entry)
         if not missing:
             continue
-        inputs, dense = make_inputs(layout, size, size, device, DTYPES[dtype]), None
+        inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
         # A GPU chooses its kernels by size, and what it does not have yet it loads and allocates in the first call.
         first = inputs if device == "cuda" else make_inputs(layout, 128, 128, device, DTYPES[dtype])
         for method in methods.values():
             attempt(unet, first, method, {"seconds": []})
+        dense = None
         with blocks_shown(unet, missing) as bar:
-            for i in range(rounds):
-                for name, method in methods.items():
-                    done = len(found[name]["seconds"]) > i and not (method is DENSE and dense is None)
-                    if done or "failed" in found[name]:
-                        continue
-                    bar.set_description(f"{layout.name}, {size} px, round {i + 1} of {rounds}, {name}")
-                    output = attempt(unet, inputs, method, found[name])
-                    if method is DENSE:
-                        dense = output
-                    if output is not None and dense is not None:
-                        found[name]["difference"] = ((output - dense).float().norm() / dense.float().norm()).item()
-                    store.save()
+            for i, name in pending(found, rounds):
+                bar.set_description(f"{layout.name}, {size} px, round {i + 1} of {rounds}, {name}")
+                output = attempt(unet, inputs, methods[name], found[name])
+                dense = output if name == DENSE.name else dense
+                if output is not None and dense is not None:
+                    found[name]["difference"] = difference(output, dense)
+                store.save()
+
+
+def pending(found: dict[str, dict], rounds: int) -> Iterator[tuple[int, str]]:
+    """The rounds and names of the calls that are missing, each looked for when the one before has been made.
+
+    A run that goes on begins with dense in any case, as all others are compared with its output.
+    """
+    for i in range(rounds):
+        for name, entry in found.items():
+            first = i == 0 and name == DENSE.name
+            if "failed" not in entry and (first or len(entry["seconds"]) <= i):
+                yield i, name
+
+
+def difference(output: torch.Tensor, dense: torch.Tensor) -> float | None:
+    """The norm of the difference, as a share of the norm of dense. None where half precision has overflowed."""
+    share = ((output - dense).float().norm() / dense.float().norm()).item()
+    return share if math.isfinite(share) else None
 
 
 def refuse_more_than_there_is() -> None:
-    """Let a method that needs more memory than the machine has fail: Linux would promise it, and then kill for it."""
+    """Let a method fail that needs more memory than the machine has. Linux would grant it, and then end the program."""
     with contextlib.suppress(ImportError, AttributeError):  # Windows
         import resource
 
@@ -139,7 +156,7 @@ def refuse_more_than_there_is() -> None:
 
 
 def attempt(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.Tensor | None:
-    """`call`, or None where there is too little memory, which then stands in the entry."""
+    """Do what `call` does. Where there is too little memory, note that in the entry and return None."""
     try:
         return call(unet, inputs, method, entry)
     except RuntimeError as error:  # of the graphics card's memory, or of the machine's
@@ -151,7 +168,7 @@ def attempt(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torc
 
 @torch.inference_mode()
 def call(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.Tensor:
-    """Run a method once, and add what was seen of it to its entry."""
+    """Call the U-Net by a method, and add seconds, memory and keys to the method's entry."""
     with method.applied(unet), counted(unet) as keys, peak_memory(inputs[0].device) as taken:
         start = clock(inputs[0].device)
         output = unet(*inputs)
@@ -163,9 +180,9 @@ def call(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.T
 
 
 def clock(device: torch.device | str = "cpu") -> float:
-    """Seconds, once the device has done all that it was told to.
+    """A time in seconds, taken once the device has done all that it was told to.
 
-    Of a processor's single thread only those that it spends on this, whatever else the machine does meanwhile.
+    A processor's single thread counts only the seconds that it spends here, whatever else the machine does meanwhile.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -176,7 +193,8 @@ def clock(device: torch.device | str = "cpu") -> float:
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """How many bytes were taken at the most beyond what was there before: in the list afterwards, if it can be seen."""
+    """The list has the peak of the memory afterwards, in bytes beyond what was taken before. It is empty where the
+    system does not tell."""
     gc.collect()
     taken: list[int] = []
     if device.type == "cuda":
@@ -196,14 +214,14 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
 
 
 def memory(field: str) -> int:
-    """Bytes of this process, by a field of Linux's /proc/self/status."""
+    """What a field of Linux's /proc/self/status says of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 @contextlib.contextmanager
 def blocks_shown(unet: nn.Module, calls: int) -> Iterator[tqdm]:
-    """A progress bar that follows the U-Net's blocks, for a call can take minutes."""
+    """A progress bar that goes on with each of the U-Net's blocks, for a call can take minutes."""
     blocks = [*unet.input_blocks, unet.middle_block, *unet.output_blocks]
     with tqdm(total=calls * len(blocks), unit="block") as bar:
         handles = [block.register_forward_hook(lambda *_: bar.update() and None) for block in blocks]
@@ -215,13 +233,18 @@ def blocks_shown(unet: nn.Module, calls: int) -> Iterator[tqdm]:
 
 
 def ratio(cell: dict, role: str) -> float:
-    """How many times faster than dense the method in this role is, by medians."""
+    """How many times as fast as dense the method in this role is, by medians."""
     return median(cell, "dense") / median(cell, role)
 
 
 def median(cell: dict, role: str) -> float:
-    """Seconds; nan where the method failed."""
-    return statistics.median(cell["methods"][cell["roles"][role]]["seconds"] or [math.nan])
+    """Seconds of a call by the method in this role. They are nan where there are none."""
+    return statistics.median(entry_of(cell, role)["seconds"] or [math.nan])
+
+
+def entry_of(cell: dict, role: str) -> dict:
+    """The results of the method in this role. They are empty where the cell was measured without the role."""
+    return cell["methods"].get(cell["roles"].get(role), {"seconds": []})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The U-Nets of SD 1.5 and SDXL with random weights, and noise for inputs: the time of a call depends on neither."""
+"""The U-Nets of SD 1.5 and SDXL with random weights, and noise as their inputs. A call takes the same time with any."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from lab.model.parts import LATENT_SCALE, PROMPT_TOKENS, FastAttention
 class Layout:
     """The shape of a U-Net.
 
-    name: in results and charts. channels: at the first level. transformers: blocks in each spatial transformer, level
-    by level; 0 where a level has none. head: channels of an attention head, or heads: their number. size_embedding:
-    width of the vector that is embedded beside the timestep, 0 for none.
+    name: in results and charts.
+    channels: at the first level.
+    multipliers: of the channels, level by level.
+    transformers: blocks in each spatial transformer, level by level; 0 where a level has none.
+    prompt_width: channels of a prompt's tokens.
+    heads: number of attention heads, where `head` does not give it.
+    head: channels of an attention head.
+    linear: whether spatial transformers begin and end with linear layers, and not with convolutions.
+    size_embedding: width of the vector that is embedded beside the timestep; 0 for none.
     """
 
     name: str
@@ -38,6 +44,7 @@ SDXL = Layout("SDXL", 320, (1, 2, 4), (0, 2, 10), 2048, head=64, linear=True, si
 def make_unet(
     layout: Layout, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> UNetModel:
+    """A U-Net of this layout. The same seed draws the same weights."""
     depth = max(layout.transformers)
     with torch.device("meta"):  # drawing twice would take a minute for SDXL
         unet = UNetModel(
@@ -81,7 +88,7 @@ def make_inputs(
     layout: Layout, width: int, height: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
     batch: int = 1, seed: int = 0,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Arguments of a call for `batch` pictures of width x height pixels: noise all of it, on `device`."""
+    """Arguments of a call for `batch` images of width x height pixels, all of them noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape):
@@ -99,10 +106,10 @@ def make_inputs(
 
 @torch.no_grad()
 def _draw(unet: nn.Module, seed: int) -> None:
-    """Draw all weights as wide as PyTorch does, but none of them zero, so that each layer counts in the output.
+    """Draw the weights as wide as PyTorch does. None is left at zero, so that each layer counts in the output.
 
-    Queries and keys are drawn larger: else attention is a mere average of all tokens, and it would hardly show that
-    most keys are gone.
+    Projections to queries and keys are drawn larger. Attention would otherwise be a mere average of all tokens, and
+    hardly show that most keys are gone.
     """
     generator = torch.Generator(next(unet.parameters()).device).manual_seed(seed)
     for name, weight in unet.named_parameters():
@@ -114,7 +121,7 @@ def _draw(unet: nn.Module, seed: int) -> None:
 
 
 class TimeEmbedding(nn.Sequential):
-    """The embedding of the timestep, of whose waves ldm makes fp32 whatever the weights are."""
+    """The embedding of the timestep. It takes the waves that ldm makes in fp32, whatever the weights are in."""
 
     def forward(self, waves: torch.Tensor) -> torch.Tensor:
         return super().forward(waves.to(self[0].weight.dtype))

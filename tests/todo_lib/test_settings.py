@@ -396,6 +396,9 @@ def test_a_text_without_our_keys_switches_off():
         ({"ToDo factor": "3.0", "ToDo factor2": "2"}, {"factor": 3, "deeper_factor": 2, "max_depth": 2}),
         ({"ToDo factor": "4", "ToDo factor2": "1.5"}, {"factor": 4, "deeper_factor": 1.5, "max_depth": 2}),
         ({"ToDo factor": "1", "ToDo factor2": "2"}, {"factor": 1, "deeper_factor": 2, "max_depth": 2}),
+        # its older versions: one factor at all depths
+        ({"ToDo factor": "3", "ToDo max depth": "1"}, {"factor": 3, "max_depth": 1}),
+        ({"ToDo factor": "3", "ToDo max depth": "2"}, {"factor": 3, "max_depth": 2, "deeper_factor": 3}),
         ({"ToDo factor": "2", "ToDo disable after": "0.6"}, {"factor": 2, "max_depth": 1, "end": 0.6}),
         ({"ToDo factor": "2", "ToDo disable after": "1"}, {"factor": 2, "max_depth": 1}),
     ],

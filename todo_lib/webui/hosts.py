@@ -46,6 +46,7 @@ class Processing(Protocol):
 
     comments: dict[str, int]
     extra_generation_params: dict[str, Any]
+    firstpass_image: Any
     sampler: Sampler
     sample: Callable[..., Any]
 

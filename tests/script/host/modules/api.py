@@ -42,7 +42,7 @@ class Api:
         params = infotext_utils.parse_generation_parameters(infotext)
         inputs = ui.runners()[tab].inputs
         args = {}
-        for field in infotext_utils.paste_fields[tab]:
+        for field in infotext_utils.paste_fields[tab]["fields"]:
             value, kind = field.function(params), type(field.component.value)
             if value is not None and kind is not type(None):
                 args[inputs.index(field.component)] = value if isinstance(value, kind) else kind(value)
@@ -57,6 +57,7 @@ class Api:
             p = ui.JOBS[tab](**request)
             p.scripts = ui.runners()[tab]
             p.script_args = args
+            p.scripts.setup(p)
             state.begin()
             result = processing.process_images(p)
         except Exception as e:

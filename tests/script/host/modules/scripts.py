@@ -26,6 +26,7 @@ class Script:
     alwayson = False
     is_img2img = False
     infotext_fields = None
+    paste_field_names = None
     controls = None
 
     def title(self):
@@ -79,6 +80,7 @@ class ScriptRunner:
         self.scripts = []
         self.alwayson_scripts = []
         self.infotext_fields = []
+        self.paste_field_names = []
         self.inputs = [None]
         self.callback_map = {}
 
@@ -104,6 +106,7 @@ class ScriptRunner:
                 errors.report(f"Error creating UI for {script.filename}")
             if script.controls:
                 self.infotext_fields += script.infotext_fields or []
+                self.paste_field_names += script.paste_field_names or []
                 self.inputs += script.controls
                 script.args_to = len(self.inputs)
         return self.inputs

@@ -68,8 +68,8 @@ def importable(host: SimpleNamespace) -> Iterator[None]:
 def start_host() -> SimpleNamespace:
     """The stand-in's modules by their names, its page built with the extension's scripts."""
     host = Short(imported={})
-    names = ["api", "errors", "infotext_utils", "processing", "script_callbacks", "scripts", "sd_models", "sd_samplers"]
-    names += ["img2img", "sd_samplers_common"]
+    names = ["api", "errors", "images", "img2img", "infotext_utils", "processing", "script_callbacks", "scripts"]
+    names += ["sd_models", "sd_samplers", "sd_samplers_common"]
     with importable(host):
         for name in [*names, "shared", "ui"]:
             setattr(host, name, importlib.import_module(f"modules.{name}"))

@@ -188,11 +188,12 @@ def test_a_job_after_an_exception(host, run, on_exit):
 
 def test_an_exception_through_the_api(host, run, on_exit, swallowed):
     break_at(host, on_exit, 2, Broken("broken"))
-    answer = run.post("txt2img", [True, 2, 1])
+    settings = {"enabled": True, "factor": 2, "max_depth": 1, "moving": False}
+    answer = run.post("txt2img", [settings])
     assert (answer.status, answer.body["errors"]) == (500, "broken")
     swallowed()
     on_exit.close()
-    assert [call.down for call in run.post("txt2img", [True, 2, 1]).calls] == [True] * 4
+    assert [call.down for call in run.post("txt2img", [settings]).calls] == [True] * 4
 
 
 def test_an_error_that_the_host_takes_for_an_end(host, run, watcher, on_exit):

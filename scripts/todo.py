@@ -12,7 +12,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
-from todo_lib.webui import comment, pasting, sampling, texts, workers  # noqa: E402
+from todo_lib.webui import comment, pasting, sampling, texts, windows, workers  # noqa: E402
 from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
 
 logger = logging.getLogger("ToDo")
@@ -54,11 +54,14 @@ class ToDoScript(scripts.Script):
         warn_of_foreign(args)
 
     def process(self, p, *args):
+        windows.close_windows(p)  # of a generation of p before this one that has failed
         settings = enabled_settings(args)
         if settings:
-            comment.start(p)
-            p.todo_passes = {}
+            comment.begin(p)
         texts.write(p, texts.texts_for(p, settings))
+
+    def before_process_batch(self, p, *args, **kwargs):
+        windows.close_windows(p)
 
     def process_batch(self, p, *args, **kwargs):
         try:
@@ -70,14 +73,20 @@ class ToDoScript(scripts.Script):
         if settings:  # again: another script may have changed the arguments
             texts.write(p, texts.texts_for(p, settings))
         if "sample" in vars(p):
-            sampling.announce_samplings(p, args)
+            windows.announce_samplings(p, args)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         sampling.before_sampling(p, args, p.sampler)
 
+    def postprocess_batch_list(self, p, images, *args, **kwargs):
+        if enabled_settings(args):
+            windows.open_window(p, args)
+
     def postprocess(self, p, processed, *args):
+        windows.close_windows(p)
         # Where all images were made elsewhere, process() was not called: the arguments alone tell what was wanted.
         if settings := enabled_settings(args):
+            comment.end(p, processed)
             workers.check(processed, texts.texts_for(p, settings))
 
 

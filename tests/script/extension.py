@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = [
     HOST / "scripts" / "before.py",
     HOST / "scripts" / "xyz_grid.py",
+    HOST / "scripts" / "prompts_from_file.py",
     ROOT / "scripts" / "todo.py",
     ROOT / "scripts" / "todo_xyz.py",
     HOST / "scripts" / "witness.py",
@@ -67,8 +68,8 @@ def importable(host: SimpleNamespace) -> Iterator[None]:
 def start_host() -> SimpleNamespace:
     """The stand-in's modules by their names, its page built with the extension's scripts."""
     host = Short(imported={})
-    names = ["api", "errors", "images", "infotext_utils", "processing", "script_callbacks", "scripts", "sd_models"]
-    names += ["sd_samplers", "sd_samplers_common"]
+    names = ["api", "errors", "images", "img2img", "infotext_utils", "processing", "script_callbacks", "scripts"]
+    names += ["sd_models", "sd_samplers", "sd_samplers_common"]
     with importable(host):
         for name in [*names, "shared", "ui"]:
             setattr(host, name, importlib.import_module(f"modules.{name}"))
@@ -82,9 +83,8 @@ def reload_ui(host: SimpleNamespace, **defaults) -> None:
         host.page = host.ui.create_ui([str(path) for path in SCRIPTS], defaults)
     assert host.errors.reported == []
     loaded = {Path(data.path).name: data.module for data in host.scripts.scripts_data}
-    host.before, host.xyz, host.todo, host.witness = (
-        loaded[f"{name}.py"] for name in ("before", "xyz_grid", "todo", "witness")
-    )
+    names = ("before", "xyz_grid", "prompts_from_file", "todo", "witness")
+    host.before, host.xyz, host.prompts, host.todo, host.witness = (loaded[f"{name}.py"] for name in names)
     host.Api = host.api.Api()
 
 

@@ -130,7 +130,7 @@ def assert_refused(answer, *words):
 def test_wrong_values(run, swallowed, args, words):
     answer = run.post("txt2img", args)
     assert_refused(answer, *words)
-    assert [message for message, _ in swallowed()] == ["API error"]
+    assert swallowed() == []  # the host would print a traceback
 
 
 def test_the_next_request_works(run, swallowed):

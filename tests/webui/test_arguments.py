@@ -156,8 +156,8 @@ def test_comments(client):
     assert comment(client, [False]) is None
     assert comment(client, PAPER) == "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), 4 of 4 steps"
     assert comment(client, {"factor": 2, "deeper_factor": 2, "end": 0.5, "moving": False}, n_iter=2) == (
-        "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), depth 2: 8x4 tokens, keys from 4x2 (5 layers), "
-        "2 of 4 steps"
+        "ToDo: 2 samplings: depth 1: 16x8 tokens, keys from 8x4 (5 layers), "
+        "depth 2: 8x4 tokens, keys from 4x2 (5 layers), 2 of 4 steps"
     )
     assert comment(client, PAPER, "hires") == (
         "ToDo: first pass: depth 1: 8x8 tokens, keys from 4x4 (5 layers), 4 of 4 steps; "

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import HTTPException
+
 from todo_lib.settings import FIELDS, Settings, SettingsError
 
 logger = logging.getLogger("ToDo")
@@ -60,10 +62,14 @@ def enabled_settings(args: Sequence[Any]) -> Settings | None:
     return settings if settings.enabled else None
 
 
-class Refusal(SettingsError):
-    """An error that the API answers with its message and status 422, Unprocessable Entity."""
+class Refusal(HTTPException, SettingsError):
+    """An error that the API answers with its message and status 422, Unprocessable Entity.
+
+    Of an HTTPException, unlike others, the API prints no traceback.
+    """
 
     def __init__(self, message: str):
-        super().__init__(message)
-        self.detail = message
-        self.status_code = 422  # the host looks for it in the exception's own attributes
+        super().__init__(422, message)
+
+    def __str__(self) -> str:
+        return str(self.detail)

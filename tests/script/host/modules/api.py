@@ -1,14 +1,9 @@
 """The API: how a request becomes script arguments, and what is answered when it fails."""
 
 import gradio as gr
+from fastapi import HTTPException
 from modules import errors, infotext_utils, processing, ui
 from modules.shared import state
-
-
-class HTTPException(Exception):
-    def __init__(self, status_code, detail):
-        self.status_code = status_code
-        self.detail = detail
 
 
 class Api:
@@ -62,7 +57,7 @@ class Api:
             result = processing.process_images(p)
         except Exception as e:
             if not isinstance(e, HTTPException):
-                errors.report("API error")
+                errors.report("API error")  # with a traceback
             body = {"error": type(e).__name__, "detail": vars(e).get("detail", ""), "errors": str(e)}
             return vars(e).get("status_code", 500), body
         finally:

@@ -14,6 +14,24 @@ AlwaysVisible = object()
 ScriptClassData = namedtuple("ScriptClassData", "script_class path basedir module")
 ScriptCallback = namedtuple("ScriptCallback", "name callback")
 
+
+class PostprocessImageArgs:
+    def __init__(self, image):
+        self.image = image
+
+
+class PostProcessMaskOverlayArgs:
+    def __init__(self, index, mask_for_overlay, overlay_image):
+        self.index = index
+        self.mask_for_overlay = mask_for_overlay
+        self.overlay_image = overlay_image
+
+
+class PostprocessBatchListArgs:
+    def __init__(self, images):
+        self.images = images
+
+
 scripts_data = []
 scripts_txt2img = None
 scripts_img2img = None
@@ -79,6 +97,7 @@ class ScriptRunner:
     def __init__(self):
         self.scripts = []
         self.alwayson_scripts = []
+        self.selectable_scripts = []
         self.infotext_fields = []
         self.paste_field_names = []
         self.inputs = [None]
@@ -95,6 +114,8 @@ class ScriptRunner:
                 self.scripts.append(script)
             if script.alwayson:
                 self.alwayson_scripts.append(script)
+            elif visibility:
+                self.selectable_scripts.append(script)
 
     def setup_ui(self):
         self.inputs[0] = gr.Dropdown(label="Script", choices=["None"], value="None", type="index")

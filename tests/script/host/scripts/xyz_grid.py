@@ -37,6 +37,9 @@ class Script(scripts.Script):
         return "X/Y/Z plot"
 
 
+shown = []  # what the page shows of each plot: a copy of its first result, to which all images are added
+
+
 def option(label):
     return next(option for option in axis_options if option.label == label)
 
@@ -74,6 +77,8 @@ def plot(p, *axes):
             axis.apply(pc, x, xs)
         try:
             results.append(process_images(pc))
+            if len(results) == 1:
+                shown.append(copy(results[0]))
         except Exception:
             errors.report("generating image for xyz plot")
             results.append(None)

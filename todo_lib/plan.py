@@ -8,7 +8,7 @@ from torch import nn
 
 from todo_lib.grid import kept_size
 from todo_lib.settings import Settings
-from todo_lib.unet import SpatialTransformer, spatial_transformers
+from todo_lib.unet import SpatialTransformer, grid_after, spatial_transformers
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> l
         depths.setdefault(transformer.depth, []).append(transformer)
     plans: list[DepthPlan] = []
     for depth, transformers in sorted(depths.items()):
-        step = 2 ** transformers[0].halvings
-        height, width = (-(-size // step) for size in latent_size)
+        height, width = grid_after(latent_size, transformers[0].halvings)
         factor = settings.factor_at(depth, (height, width))
         kept = kept_size(height, factor), kept_size(width, factor)
         attentions = [attn for transformer in transformers for attn in transformer.attentions.values()]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from todo_lib.grid import Grid
+
 
 @dataclass(frozen=True)
 class SpatialTransformer:
@@ -40,25 +42,43 @@ def spatial_transformers(unet: nn.Module, depths: dict[int, int] | None = None) 
     return [SpatialTransformer(name, module, n, depths[n], attns) for name, module, n, attns in found if n in depths]
 
 
-def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """Yield (name, module, halvings before it) of every module with transformer blocks.
+@dataclass(frozen=True)
+class Block:
+    """A block of a U-Net. halvings: how often the latent has been halved before the grid that it works on."""
+
+    module: nn.Module
+    halvings: int
+
+
+def blocks_of(unet: nn.Module) -> list[Block]:
+    """The blocks of a U-Net, or of an encoder copied from one: encoder, middle, decoder.
 
     The encoder is read block by block. A decoder block works on the grid of the encoder block whose skip connection
     it takes, the last one first.
     """
-    names = {module: name for name, module in unet.named_modules()}
     halvings = 0
     encoder = []
     for block in getattr(unet, "input_blocks", unet.children()):
         halvings += any(_halves(module) for module in block.modules())
-        encoder.append((block, halvings))
-    middle = [(unet.middle_block, halvings)] if hasattr(unet, "middle_block") else []
-    blocks = zip(getattr(unet, "output_blocks", ()), reversed(encoder), strict=False)
-    decoder = [(block, n) for block, (_, n) in blocks]
-    for block, n in encoder + middle + decoder:
-        for module in block.modules():
+        encoder.append(Block(block, halvings))
+    middle = [Block(unet.middle_block, halvings)] if hasattr(unet, "middle_block") else []
+    pairs = zip(getattr(unet, "output_blocks", ()), reversed(encoder), strict=False)
+    return [*encoder, *middle, *(Block(block, skip.halvings) for block, skip in pairs)]
+
+
+def grid_after(latent_size: Grid, halvings: int) -> Grid:
+    """The token grid of a latent of (H, W) after some halvings. Each rounds odd sizes up."""
+    step = 1 << halvings
+    return -(-latent_size[0] // step), -(-latent_size[1] // step)
+
+
+def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    """Yield (name, module, halvings before it) of every module with transformer blocks."""
+    names = {module: name for name, module in unet.named_modules()}
+    for block in blocks_of(unet):
+        for module in block.module.modules():
             if isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
-                yield names[module], module, n
+                yield names[module], module, block.halvings
 
 
 def _halves(module: nn.Module) -> bool:

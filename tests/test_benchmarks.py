@@ -146,9 +146,11 @@ def test_tokens_are_merged_where_the_paper_downsamples(unet, size, merging):
 
 
 def test_roles_share_a_method_where_the_same_tokens_are_kept(unet):
-    names = {role: method.name for role, method in speed.methods_of(unet, TINY, 1536).items()}
-    assert names["moving"] == names["moving 4"] == "moving 4/2"
-    assert names["paper"] == "ToDo 3" and names["moving 3"] == "moving 3/1.5"
+    names = {role: method.name for role, method in speed.methods_of(unet, TINY, 1024).items()}
+    assert names["paper"] == "ToDo 2" and names["moving 2"] == "moving 2"
+    assert names["moving"] == "moving auto"  # 3, and not half of that but 1 at depth 2
+    names = {role: method.name for role, method in speed.methods_of(unet, TINY, 640).items()}
+    assert names["moving"] == names["moving 2"] == "moving 2"
     assert speed.methods_of(unet, TINY, 512)["moving"] is DENSE
 
 

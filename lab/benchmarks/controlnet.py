@@ -1,4 +1,4 @@
-"""What it saves to downsample a ControlNet too: one call of it and of the U-Net of SD 1.5, three ways.
+"""The time that is saved by downsampling a ControlNet too: one call of it and of the U-Net of SD 1.5, three ways.
 
     python -m lab.benchmarks.controlnet [--sizes 1024 1536] [--rounds 3]
 

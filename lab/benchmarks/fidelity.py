@@ -81,7 +81,7 @@ def curves(step: Callable[[], Step] = first_step) -> dict[str, list[Method]]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is drawn, whatever the prompt.
+    """The conditions under which prompts are drawn.
 
     size: pixels a side.
     sampler: a name in `SAMPLERS`.
@@ -96,7 +96,7 @@ class Scenario:
 
     @property
     def name(self) -> str:
-        """What the scenario is called in results, charts and tables."""
+        """The name of the scenario in results, charts and tables."""
         size = f"{self.size} px from {self.size // 2}" if self.hires else f"{self.size} px"
         steps = f"{self.made} of {self.steps} steps" if self.hires else f"{self.steps} steps"
         return f"{size}, {self.sampler}, {steps}, guidance {GUIDANCE:g}"
@@ -182,7 +182,7 @@ def weights() -> str:
 
 def open_cell(store: Store, key: str) -> dict:
     """The results under this key, prompt -> method -> figures. Results of other weights are dropped."""
-    store.results = {key: cell for key, cell in store.results.items() if cell["weights"] == weights()}
+    store.results = {name: found for name, found in store.results.items() if found["weights"] == weights()}
     return store.results.setdefault(key, {"weights": weights(), "prompts": {}})["prompts"]
 
 

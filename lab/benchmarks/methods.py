@@ -1,4 +1,4 @@
-"""What is compared: a U-Net as it is, with ToDo, with token merging, and with next to no self-attention."""
+"""The methods compared: a U-Net as it is, with ToDo, with token merging, and with next to no self-attention."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _tome(unet: nn.Module, ratio: float, max_downsample: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _floor(unet: nn.Module) -> Iterator[None]:
-    """Leave one key in each self-attention. What then remains of the time, no choice of keys can save."""
+    """Leave one key in each self-attention. No choice of keys can save the time that is still taken then."""
     layers = [
         layer
         for transformer in spatial_transformers(unet)

@@ -1,4 +1,4 @@
-"""What the hooks cost: ToDo by hooks against the same downsampling written by hand into each attention.
+"""The cost of the hooks: ToDo by hooks against the same downsampling written by hand into each attention.
 
     python -m lab.benchmarks.overhead [--rounds 7] [--narrow-rounds 300] [--device cuda] [--dtype fp16]
 

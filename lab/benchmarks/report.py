@@ -111,14 +111,14 @@ def timed(dense: list[float], *others: list[float]) -> str:
 
 
 def dense_seconds(cell: dict) -> str:
-    """What `timed` says of a cell."""
+    """The text of `timed` for a cell."""
     methods = [cell["methods"][name] for name in cell["roles"].values()]
     others = [found["seconds"] for found in methods if "failed" not in found]
     return timed(cell["methods"]["dense"]["seconds"], *others)
 
 
 def overview() -> str:
-    """What most people want to know: a table of both models with a row for each size."""
+    """The table that most people want: both models, with a row for each size."""
     results = load("speed")["results"]
     heads = {"moving": "with ToDo's defaults (factor)", "paper": "with the paper's grid (factor)"}
     if "moving" not in roles_of(results):
@@ -174,7 +174,7 @@ def speed() -> str:
 
 
 def memory() -> str:
-    """What a call takes at its peak."""
+    """The memory that a call takes at its peak."""
 
     def text(cell: dict, role: str) -> str:
         found = entry_of(cell, role).get("memory")
@@ -194,7 +194,7 @@ def difference() -> str:
 
 
 def hooks() -> str:
-    """What the hooks cost: a row for each U-Net and precision."""
+    """The cost of the hooks, with a row for each U-Net and precision."""
     results = {key: found for key, found in load("overhead")["results"].items() if len(found["hooks"]) > 1}
     lines = [
         "| U-Net | dense | inline | hooks | hooks add (middle half) | hooks installed |",
@@ -219,7 +219,7 @@ def hooks() -> str:
 
 
 def reference() -> str:
-    """Ours against the authors' own: a row for each case."""
+    """Ours against the authors' own, with a row for each case."""
     kept = load("reference")["results"]
     cases = {key: case for key, case in kept.items() if key != "commit"}
     lines = [
@@ -237,7 +237,7 @@ def reference() -> str:
 
 
 def controlnet() -> str:
-    """What a ControlNet's downsampling saves: a row for each size."""
+    """The time that is saved by downsampling a ControlNet too, with a row for each size."""
     head = "| | dense (calls of each) | U-Net downsampled | ControlNet too | factor |"
     lines = [machine("controlnet"), "", head, "|---|---|---|---|---|"]
     for key, cell in load("controlnet")["results"].items():

@@ -173,7 +173,7 @@ def call(unet: nn.Module, inputs: tuple, method: Method, entry: dict) -> torch.T
         start = clock(inputs[0].device)
         output = unet(*inputs)
         entry["seconds"].append(round(clock(inputs[0].device) - start, 4))
-    # What the allocator keeps for later is taken once only.
+    # The allocator keeps some memory for later, which only the first call takes.
     entry["memory"] = min([*taken, *filter(None, [entry.get("memory")])], default=None)
     entry["keys"] = {depth: sorted(counts) for depth, counts in sorted(keys.items())}
     return output
@@ -214,7 +214,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
 
 
 def memory(field: str) -> int:
-    """What a field of Linux's /proc/self/status says of this process, in bytes."""
+    """A field of Linux's /proc/self/status, which speaks of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 

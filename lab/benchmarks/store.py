@@ -47,7 +47,7 @@ class Store:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What figures depend on: the processor, the graphics card, the number of threads, and the versions."""
+    """All that figures depend on: the processor, the graphics card, the number of threads, and the versions."""
     found = {"processor": processor(), "threads": torch.get_num_threads(), "system": platform.system()}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

@@ -1,12 +1,10 @@
 """ToDo in the WebUI: the accordion's controls, and the callbacks of a generation."""
 
-import functools
 import logging
 import sys
 
 import gradio as gr
-from modules import script_callbacks, scripts
-from modules.infotext_utils import PasteField
+from modules import infotext_utils, script_callbacks, scripts
 from modules.ui_components import InputAccordion
 
 # "Reload UI" runs this file again, perhaps in a newer version, and todo_lib has to be of that version too.
@@ -14,8 +12,8 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
-from todo_lib.webui import comment, infotext, sampling, workers  # noqa: E402
-from todo_lib.webui.arguments import Refusal, enabled_settings, settings_from  # noqa: E402
+from todo_lib.webui import comment, pasting, sampling, texts, windows, workers  # noqa: E402
+from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
@@ -40,10 +38,8 @@ class ToDoScript(scripts.Script):
         with InputAccordion(enabled.default, label=enabled.label, elem_id=self.elem_id(enabled.name)) as accordion:
             gr.HTML(enabled.help, elem_classes="todo-help")
             controls = [accordion, *(self._control(field) for field in others)]
-        self.infotext_fields = [
-            PasteField(control, functools.partial(_pasted, field.name))
-            for control, field in zip(controls, FIELDS, strict=True)
-        ]
+        self.infotext_fields = pasting.paste_fields(controls)
+        self.paste_field_names = list(pasting.LABELS)  # for "Send to img2img" and the like
         return controls
 
     def _control(self, field):
@@ -52,15 +48,20 @@ class ToDoScript(scripts.Script):
             return gr.Radio(choices=list(field.choices), **common)
         if isinstance(field.default, bool):
             return gr.Checkbox(**common)
-        return gr.Slider(minimum=field.minimum, maximum=field.maximum, step=field.step, **common)
+        return gr.Slider(minimum=0 if field.zero else field.minimum, maximum=field.maximum, step=field.step, **common)
+
+    def setup(self, p, *args):
+        warn_of_foreign(args)
 
     def process(self, p, *args):
-        # An X/Y/Z plot's cells are copies of one p and share this dictionary: each cell gets one of its own.
-        p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in infotext.KEYS}
-        comment.start(p)
-        if settings := enabled_settings(args):
-            p.todo_passes = {}
-            p.extra_generation_params.update(infotext.to_infotext(settings))
+        windows.close_windows(p)  # of a generation of p before this one that has failed
+        settings = enabled_settings(args)
+        if settings:
+            comment.begin(p)
+        texts.write(p, texts.texts_for(p, settings))
+
+    def before_process_batch(self, p, *args, **kwargs):
+        windows.close_windows(p)
 
     def process_batch(self, p, *args, **kwargs):
         try:
@@ -69,30 +70,32 @@ class ToDoScript(scripts.Script):
             settings = None  # to be refused by every sampling
         if settings and not settings.enabled:
             return
-        if settings:  # again: another extension may have written under the same key
-            p.extra_generation_params.update(infotext.to_infotext(settings))
+        if settings:  # again: another script may have changed the arguments
+            texts.write(p, texts.texts_for(p, settings))
         if "sample" in vars(p):
-            sampling.announce_samplings(p, args)
+            windows.announce_samplings(p, args)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         sampling.before_sampling(p, args, p.sampler)
 
+    def postprocess_batch_list(self, p, images, *args, **kwargs):
+        if enabled_settings(args):
+            windows.open_window(p, args)
+
     def postprocess(self, p, processed, *args):
+        windows.close_windows(p)
         # Where all images were made elsewhere, process() was not called: the arguments alone tell what was wanted.
         if settings := enabled_settings(args):
-            workers.check(processed, infotext.to_infotext(settings))
+            comment.end(p, processed)
+            workers.check(processed, texts.texts_for(p, settings))
 
 
-def _pasted(name, params):
-    """What a control becomes when this parsed infotext is pasted."""
-    try:
-        return getattr(infotext.from_infotext(params), name)
-    except SettingsError as error:
-        if name == FIELDS[0].name:  # once for all controls: in the browser, the host only logs what is raised here
-            gr.Warning(str(error))
-        raise Refusal(str(error)) from error
+def keep_fractions(demo, app):
+    for tab in infotext_utils.paste_fields.values():
+        pasting.keep_fractions(tab["fields"] or [])
 
 
+script_callbacks.on_app_started(keep_fractions)
 script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
 
 if TOO_OLD:

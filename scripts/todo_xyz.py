@@ -4,42 +4,81 @@ import functools
 
 from modules import script_callbacks, scripts
 
-from todo_lib import FIELDS
+from todo_lib import FIELDS, Settings, SettingsError
+from todo_lib.webui.arguments import values_by_name
 
 
 def add_axes():
     xyz_grid = next(data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py")
-    xyz_grid.axis_options += [_axis(xyz_grid, index, field) for index, field in enumerate(FIELDS)]
+    xyz_grid.axis_options += [_axis(xyz_grid, field) for field in FIELDS]
 
 
-def _axis(xyz_grid, index, field):
-    label = f"[ToDo] {field.name.replace('_', ' ').capitalize()}"
+def _axis(xyz_grid, field):
     kind = type(field.default)
     choices = functools.partial(list, field.choices) if field.choices else None
     if kind is bool:
         kind, choices = str, lambda: ["False", "True"]
 
-    def value_of(x):
-        if isinstance(field.default, bool):
-            return {"True": True, "False": False}.get(x, x)
-        return round(x, 8) if isinstance(x, float) else x  # as the host writes it beside the plot: 0.1 + 0.2 is 0.3
-
     def confirm(p, xs):
         for x in xs:
-            field.check(value_of(x))
+            field.check(_value_of(field, x))
+        # Copies of p share it, and so do the later axes.
+        vars(p).setdefault("todo_axes", {})[field.name] = [_value_of(field, x) for x in xs]
 
     def apply(p, x, xs):
         """Set the script's positional argument, as if the control stood at this value."""
-        script = next(script for script in p.scripts.alwayson_scripts if script.title() == "ToDo")
+        place = _place(p)
         args = list(p.script_args)
-        first = args[script.args_from]
+        first = args[place.start]
         if isinstance(first, dict):
-            args[script.args_from] = {**first, field.name: value_of(x)}
+            args[place.start] = {**first, field.name: _value_of(field, x)}
         else:
-            args[script.args_from + index] = value_of(x)
+            args[place.start + FIELDS.index(field)] = _value_of(field, x)
         p.script_args = args
 
-    return xyz_grid.AxisOption(label, kind, apply, confirm=confirm, choices=choices)
+    option = xyz_grid.AxisOption(_label(field.name), kind, apply, confirm=confirm, choices=choices)
+    label_value = option.format_value
+
+    def format_value(p, opt, x):
+        # The host asks for this when all axes are confirmed, and before the first cell.
+        for text in _hints(p):
+            p.comment(text)
+        return label_value(p, opt, x)
+
+    option.format_value = format_value
+    return option
+
+
+def _label(name):
+    return "[ToDo] Moving grid" if name == "moving" else f"[ToDo] {name.replace('_', ' ').capitalize()}"
+
+
+def _value_of(field, x):
+    """The setting's value for this value of the axis."""
+    if isinstance(field.default, bool):
+        return {"True": True, "False": False}.get(x, x)
+    return round(x, 8) if isinstance(x, float) else x  # as the host writes it beside the plot: 0.1 + 0.2 is 0.3
+
+
+def _place(p):
+    """Where the script's arguments are among those of all scripts."""
+    script = next(script for script in p.scripts.alwayson_scripts if script.title() == "ToDo")
+    return slice(script.args_from, script.args_to)
+
+
+def _hints(p):
+    """What people have to know of a plot with these axes, whichever of its cells they look at."""
+    axes = p.todo_axes
+    values = {field.name: field.default for field in FIELDS} | values_by_name(p.script_args[_place(p)])
+    names = ", ".join(map(_label, axes))
+    if not (values["enabled"] or "enabled" in axes):
+        yield f"{names}: no effect while ToDo is off"
+        return
+    start, end = max(axes.get("start", [values["start"]])), min(axes.get("end", [values["end"]]))
+    try:
+        Settings(enabled=True, start=start, end=end)
+    except SettingsError as error:
+        yield f"{names}: cells that are not allowed stay empty ({error})"
 
 
 if hasattr(scripts.Script, "process_before_every_sampling"):  # older hosts have no controls of ToDo to set

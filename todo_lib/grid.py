@@ -44,13 +44,13 @@ def offset(number: int, places: int) -> tuple[int, int]:
     return row % places, column % places
 
 
-def head_offset(step: int, head: int, heads: int, places: int) -> tuple[int, int]:
+def head_offset(step: int, head: int, places: int) -> tuple[int, int]:
     """The offset of one of the attention heads of a layer at a sampling step, both counted from 0.
 
-    The order goes on by one from step to step. The heads are spread evenly over it, so that heads and steps together
-    soon cover all offsets.
+    The order goes on by one from step to step, and by places - 1 from head to head. That number has no divisor in
+    common with places * places, so up to as many heads have offsets of their own.
     """
-    return offset(step + head * places**2 // heads, places)
+    return offset(step + (places - 1) * head, places)
 
 
 def kept_tokens(

@@ -86,7 +86,7 @@ class Patch:
         key = (depth, grid, grids, number, heads, device)
         if key not in self._indices:
             kept = self.kept_grid(depth, grid)
-            offsets = [head_offset(number, head, heads, places) for head in range(heads)]
+            offsets = [head_offset(number, head, places) for head in range(heads)]
             tokens = [kept_tokens(grid, kept, grids, device, offset, places) for offset in offsets]
             self._indices[key] = torch.stack([heads * t + i for i, t in enumerate(tokens)], dim=1).flatten()
         return self._indices[key]

@@ -24,20 +24,24 @@ class Reason(Enum):
 class Report:
     """What a patch has done so far. The patch tells it by the verbs below; people read `str(report)`.
 
+    planned_steps: the number of steps that the sampling is to have; None where that is not known.
     transformers: the number of spatial transformers with self-attention that the U-Net has.
     ran: whether any of them within max depth has run.
     in_range: whether one has run at a step between start and end.
     steps: the positions i / n at which the U-Net was called.
     active_steps: the positions at which a self-attention was downsampled.
+    control_steps: those at which one of a ControlNet was; it may take part in some steps only.
     layers: (depth, grid, kept grid) -> names of the self-attentions downsampled so. Grids are (H, W).
     left_layers: reason -> names of the self-attentions left to another patch for it.
     """
 
+    planned_steps: int | None = None
     transformers: int = 0
     ran: bool = False
     in_range: bool = False
     steps: set[float] = field(default_factory=set)
     active_steps: set[float] = field(default_factory=set)
+    control_steps: set[float] = field(default_factory=set)
     layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
     left_layers: dict[Reason, set[str]] = field(default_factory=dict)
 
@@ -58,6 +62,8 @@ class Report:
     def downsampled(self, name: str, depth: int, grid: Grid, kept: Grid, position: float) -> None:
         """Note that this self-attention has taken its keys or values from the kept grid."""
         self.active_steps.add(position)
+        if name.startswith(CONTROL):
+            self.control_steps.add(position)
         self.layers.setdefault((depth, grid, kept), set()).add(name)
 
     def left(self, name: str, reason: Reason) -> None:
@@ -70,7 +76,7 @@ class Report:
             f"depth {depth}: {_size(grid)} tokens, keys from {_size(kept)} ({_layers(names)})"
             for (depth, grid, kept), names in sorted(self.layers.items())
         ]
-        parts.append(f"{len(self.active_steps)} of {len(self.steps)} steps" if parts else "nothing downsampled")
+        parts.append(self._steps() if parts else "nothing downsampled")
         for reason in Reason:
             if names := self.left_layers.get(reason):
                 parts.append(f"{_layers(names)} left to another patch {reason.value}")
@@ -78,12 +84,20 @@ class Report:
             parts.append(self._reason())
         return ", ".join(parts)
 
+    def _steps(self) -> str:
+        text = f"{len(self.active_steps)} of {max(len(self.steps), self.planned_steps or 0)} steps"
+        if 0 < len(self.control_steps) < len(self.active_steps):
+            return f"{text} ({CONTROL} in {len(self.control_steps)})"
+        return text
+
     def _reason(self) -> str:
         if not self.transformers:
             return "this model has no U-Net self-attention"
         if not self.ran:
             return "the U-Net's own self-attentions did not run"
         if not self.in_range:
+            if len(self.steps) < (self.planned_steps or 0):
+                return "it ended before a sampling step between start and end"
             return "no sampling step is between start and end"
         return "the factor is 1 at this size"
 

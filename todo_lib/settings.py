@@ -14,7 +14,7 @@ Value = bool | int | float | str
 
 # Factor 0: above DENSE x DENSE tokens a grid is downsampled to about KEPT x KEPT of them.
 DENSE = 64
-KEPT = 48
+KEPT = 40
 
 
 class SettingsError(ValueError):

@@ -18,12 +18,16 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = [
     HOST / "scripts" / "before.py",
     HOST / "scripts" / "xyz_grid.py",
+    HOST / "scripts" / "prompts_from_file.py",
     ROOT / "scripts" / "todo.py",
     ROOT / "scripts" / "todo_xyz.py",
     HOST / "scripts" / "witness.py",
 ]
-NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "auto"]
-DEFAULTS = [False, 2.0, 1, 0.0, 1.0, 2.0, "both", False]
+NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "hires_factor", "moving"]
+DEFAULTS = [False, 0.0, 2, 0.0, 1.0, 0.0, "both", 0.0, True]
+FRESH = dict(zip(NAMES, DEFAULTS, strict=True))
+# What most tests are about, the paper's grid. The defaults leave grids as small as those of the tests dense.
+PAPER = {"factor": 2.0, "max_depth": 1, "deeper_factor": 2.0, "moving": False}
 
 # Small and quick, with two token grids: three self-attentions at the latent's own size, one at half of it.
 LAYOUT = {**SD1, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": [1]}
@@ -64,8 +68,8 @@ def importable(host: SimpleNamespace) -> Iterator[None]:
 def start_host() -> SimpleNamespace:
     """The stand-in's modules by their names, its page built with the extension's scripts."""
     host = Short(imported={})
-    names = ["api", "errors", "infotext_utils", "processing", "script_callbacks", "scripts", "sd_models", "sd_samplers"]
-    names += ["sd_samplers_common"]
+    names = ["api", "errors", "images", "img2img", "infotext_utils", "processing", "script_callbacks", "scripts"]
+    names += ["sd_models", "sd_samplers", "sd_samplers_common"]
     with importable(host):
         for name in [*names, "shared", "ui"]:
             setattr(host, name, importlib.import_module(f"modules.{name}"))
@@ -73,15 +77,14 @@ def start_host() -> SimpleNamespace:
     return host
 
 
-def reload_ui(host: SimpleNamespace) -> None:
-    """Run the scripts and build the page, anew if they are there already."""
+def reload_ui(host: SimpleNamespace, **defaults) -> None:
+    """Run the scripts and build the page, anew if they are there already, with these defaults: label -> value."""
     with importable(host):
-        host.page = host.ui.create_ui([str(path) for path in SCRIPTS])
+        host.page = host.ui.create_ui([str(path) for path in SCRIPTS], defaults)
     assert host.errors.reported == []
     loaded = {Path(data.path).name: data.module for data in host.scripts.scripts_data}
-    host.before, host.xyz, host.todo, host.witness = (
-        loaded[f"{name}.py"] for name in ("before", "xyz_grid", "todo", "witness")
-    )
+    names = ("before", "xyz_grid", "prompts_from_file", "todo", "witness")
+    host.before, host.xyz, host.prompts, host.todo, host.witness = (loaded[f"{name}.py"] for name in names)
     host.Api = host.api.Api()
 
 
@@ -109,15 +112,25 @@ class Call(Short):
 
 @contextlib.contextmanager
 def recording(*models) -> Iterator[list[Call]]:
-    """Note every call of the models' U-Nets, counting keys and values behind their projections."""
+    """Note every call of the models' U-Nets, counting the keys and values that reach their attentions."""
     calls: list[Call] = []
     handles = []
+    counting = []
 
-    def begin(name):
+    def begin(model):
         def hook(module, args):
-            calls.append(Call(model=name, batch=len(args[0]), size=tuple(args[0].shape[-2:]), keys={}, values={}))
+            calls.append(Call(model=model.name, batch=len(args[0]), size=tuple(args[0].shape[-2:]), keys={}, values={}))
+            count_last(module)
 
         return hook
+
+    def count_last(unet):
+        """Count behind all other hooks of a projection, those of this extension among them."""
+        while counting:
+            counting.pop().remove()
+        for name, attn in attentions(unet).items():
+            counting.append(attn.to_k.register_forward_hook(count("keys", name)))
+            counting.append(attn.to_v.register_forward_hook(count("values", name)))
 
     def count(part, name):
         def hook(module, args, output):
@@ -126,15 +139,11 @@ def recording(*models) -> Iterator[list[Call]]:
         return hook
 
     for model in models:
-        unet = model.model.diffusion_model
-        handles.append(unet.register_forward_pre_hook(begin(model.name)))
-        for name, attn in attentions(unet).items():
-            handles.append(attn.to_k.register_forward_hook(count("keys", name)))
-            handles.append(attn.to_v.register_forward_hook(count("values", name)))
+        handles.append(model.model.diffusion_model.register_forward_pre_hook(begin(model)))
     try:
         yield calls
     finally:
-        for handle in handles:
+        for handle in handles + counting:
             handle.remove()
     assert all(call.keys == call.values for call in calls)
 
@@ -169,11 +178,14 @@ class Job(Short):
 
 
 def positional(settings: dict) -> list:
-    return [settings.get(name, default) for name, default in zip(NAMES, DEFAULTS, strict=True)]
+    return list({**FRESH, **settings}.values())
 
 
 class Runner:
-    """Runs jobs in the host; `todo` are the settings, {} for those of a fresh page, None for no scripts at all."""
+    """Runs jobs in the host.
+
+    `todo` are the settings that differ from PAPER, and switched off where nothing is said; None for no scripts at all.
+    """
 
     def __init__(self, host, models):
         self.host = host
@@ -186,8 +198,9 @@ class Runner:
             p.scripts = self.host.ui.runners()[tab]
             script = p.scripts.script("ToDo")
             p.script_args = list(self.host.Api.defaults[tab])
-            p.script_args[script.args_from : script.args_to] = positional(todo)
+            p.script_args[script.args_from : script.args_to] = positional({**PAPER, **todo})
             p.script_args = tuple(p.script_args)
+            p.scripts.setup(p)
         self.host.shared.state.begin()
         return p
 

@@ -88,7 +88,7 @@ def test_no_step_in_range(run, settings):
     assert NOTHING in comment and "step" in comment and "start" in comment and "end" in comment
 
 
-@pytest.mark.parametrize("settings", [{"factor": 1}, {"auto": True}, {"factor": 1, "max_depth": 2, "deeper_factor": 1}])
+@pytest.mark.parametrize("settings", [{"factor": 1}, {"factor": 0}, {"factor": 1, "max_depth": 2, "deeper_factor": 1}])
 def test_factor_one(run, settings):
     job = run.txt2img(settings)
     assert NOTHING in job.comment and "factor is 1" in job.comment
@@ -226,15 +226,71 @@ def test_comments_of_others_stay(host, run, watch):
 
 
 def test_a_job_that_is_run_again(host, run):
-    """Some scripts run one job several times, and may change it in between."""
+    """Some scripts run one job several times, and may change it in between: tiles, loops, files."""
     p = run.prepare("txt2img", {"enabled": True}, enable_hr=True)
     host.processing.process_images(p)
     p.enable_hr = False
     p.width = p.height = 64
+    host.processing.process_images(p)
     comments = host.processing.process_images(p).comments.splitlines()
-    assert comments == ["ToDo: depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"]
-    p.script_args = host.Api.defaults["txt2img"]
-    assert host.processing.process_images(p).comments == ""
+    small = "depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps"
+    large = "depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"
+    assert comments == [f"ToDo: first pass: {small}; hires pass: {large}; 2 samplings: {large}"]
+
+
+def test_several_samplings_are_summed_up(run):
+    job = run.txt2img(n_iter=3, batch_size=2)
+    assert job.comment == "ToDo: 3 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps"
+
+
+def test_many_different_samplings_are_not_all_told(host, run):
+    p = run.prepare("img2img", {"enabled": True}, steps=1)
+    line = host.img2img.process_batch(p, [(32, 32 + 16 * i) for i in [0, 1, 2, 3, 4, 5, 5, 0]]).comments
+    assert line.startswith("ToDo: 2 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 1 of 1 steps; 1 sampling")
+    assert line.endswith("4x10 tokens, keys from 2x5 (3 layers), 1 of 1 steps; 3 samplings with other grids or steps\n")
+
+
+def test_a_batch_of_files(host, run):
+    """The first file's comments stand under the images of all."""
+    p = run.prepare("img2img", {"enabled": True})
+    lines = host.img2img.process_batch(p, [(32, 32), (64, 64), (32, 32)]).comments.splitlines()
+    assert lines == [
+        "ToDo: 2 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps; "
+        "1 sampling: depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"
+    ]
+
+
+def test_prompts_from_a_file(host, run):
+    """A copy of the job for each prompt; what stands under the images is made of the job itself."""
+    p = run.prepare("txt2img", {"enabled": True})
+    lines = host.prompts.run(p, ["a", "b <lora:nope:1>", "c"]).comments.splitlines()
+    assert sorted(lines) == [
+        "Networks not found: nope",
+        "ToDo: 3 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps",
+    ]
+
+
+@pytest.mark.parametrize("settings", [None, {}])
+def test_switched_off_the_comments_of_others_arrive(host, run, settings):
+    p = run.prepare("txt2img", settings)
+    comments, params = p.comments, p.extra_generation_params
+    params["ToDo factor"] = "2"  # another extension's
+    done = host.prompts.run(p, ["a", "b <lora:nope:1>"])
+    assert done.comments == "Networks not found: nope\n"
+    assert p.comments is comments and p.extra_generation_params is params == {"ToDo factor": "2"}
+    assert all("ToDo factor: 2" in infotext for infotext in done.infotexts)
+
+
+@pytest.mark.parametrize("axis", [("[ToDo] Factor", "1, 2, 4"), ("[ToDo] Start", "0, 1, 0.5")])
+def test_a_plot(host, run, axis):
+    """What stands under it is its first cell's. It says so, and later cells say that they are others."""
+    p = run.prepare("txt2img", {"enabled": True, "factor": 1})
+    titles = [script.title() for script in p.scripts.selectable_scripts]
+    p.script_args = [1 + titles.index("X/Y/Z plot"), *p.script_args[1:]]
+    *_, last = host.xyz.plot(p, axis)
+    shown = host.xyz.shown[-1].comments
+    assert shown == "ToDo: first cell: nothing downsampled, the factor is 1 at this size\n"
+    assert last.comments.startswith(shown[:-1] + "; other cells")
 
 
 def test_an_interrupted_job(host, run, watch):
@@ -244,7 +300,21 @@ def test_an_interrupted_job(host, run, watch):
 
     with watch(interrupt):
         job = run.txt2img(enable_hr=True)
-    assert re.fullmatch(r"ToDo: first pass: .*\(3 layers\), 2 of [24] steps", job.comment)
+    assert re.fullmatch(r"ToDo: first pass: .*\(3 layers\), 2 of 4 steps", job.comment)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("Heun", 4), ("PLMS", 3), ("DPM fast", 4), ("UniPC", 4)])
+def test_an_interrupted_job_had_more_steps_to_make(host, run, watch, sampler, steps):
+    def interrupt(moment, subject):
+        if moment == "cfg_denoiser" and subject.denoiser.step == 0:
+            host.shared.state.interrupted = True
+
+    with watch(interrupt):
+        assert run.txt2img(sampler_name=sampler).comment.endswith(f"1 of {steps} steps")
+        host.shared.state.begin()
+        assert run.txt2img({"start": 0.5}, sampler_name=sampler).comment == (
+            "ToDo: nothing downsampled, it ended before a sampling step between start and end"
+        )
 
 
 # ---- images that other machines made
@@ -263,12 +333,19 @@ def fetch(host, monkeypatch):
     return fetching
 
 
-def test_images_that_another_machine_made_without_it(run, fetch, caplog):
-    fetch("a\nSteps: 4, Worker Label: b", "a\nSteps: 4, ToDo factor: 2.5, ToDo max depth: 1, Worker Label: b")
+@pytest.fixture
+def wanted(run):
+    """What the infotexts say of ToDo."""
+    return ", ".join(f"{key}: {value}" for key, value in run.txt2img(steps=1).params.items())
+
+
+def test_images_that_another_machine_made_without_it(run, fetch, wanted, caplog):
+    other = wanted.replace("factor: 2", "factor: 2.5")
+    fetch("a\nSteps: 4, Worker Label: b", f"a\nSteps: 4, {other}, Worker Label: b")
     comments = run.txt2img(batch_size=2).comments
     assert comments[1:] == [
         "ToDo: another machine made 2 of 4 images without it: their infotext lacks "
-        "'ToDo factor: 2, ToDo max depth: 1'. Is ToDo installed there?"
+        f"'{wanted}'. Is ToDo installed there?"
     ]
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == comments[1:]
 
@@ -276,13 +353,13 @@ def test_images_that_another_machine_made_without_it(run, fetch, caplog):
 @pytest.mark.parametrize(
     "infotext",
     [
-        "a\nSteps: 4, ToDo factor: 2, ToDo max depth: 1, Worker Label: b",
+        "a\nSteps: 4, {wanted}, Worker Label: b",
         "a\nSteps: 4",  # of an image that another extension has added here
         "",
     ],
 )
-def test_only_a_workers_label_is_evidence(run, fetch, caplog, infotext):
-    fetch(infotext)
+def test_only_a_workers_label_is_evidence(run, fetch, wanted, caplog, infotext):
+    fetch(infotext.format(wanted=wanted))
     assert len(run.txt2img().comments) == 1
     assert caplog.records == []
 
@@ -328,3 +405,11 @@ def test_nothing_is_printed(run, caplog, capfd):
     run("txt2img", {}, steps=1)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_refused_request_prints_no_traceback(run, swallowed):
+    """The host prints those of all errors but one kind."""
+    answer = run.post("txt2img", [True, 9])
+    assert answer.status == 422 and "factor = 9" in answer.body["detail"]
+    assert answer.body["errors"] == answer.body["detail"]
+    assert swallowed() == []

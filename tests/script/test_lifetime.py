@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -97,9 +99,7 @@ def test_no_hook_in_a_pass_left_out(host, run, watcher):
     host.processing.process_images(run.prepare("txt2img", {"enabled": True, "passes": "hires"}, enable_hr=True))
     moments = watcher["cfg_denoiser"]
     assert [bool(hooks["base"]) for _, hooks in moments] == [False] * 4 + [True] * 4
-    first, hires = watcher["process_before_every_sampling"]
-    assert first[0][0] is first[0][1]
-    assert hires[0][0] is not hires[0][1]
+    assert watcher.funcs_are_restored()
 
 
 # ---- switched on
@@ -188,11 +188,12 @@ def test_a_job_after_an_exception(host, run, on_exit):
 
 def test_an_exception_through_the_api(host, run, on_exit, swallowed):
     break_at(host, on_exit, 2, Broken("broken"))
-    answer = run.post("txt2img", [True])
+    settings = {"enabled": True, "factor": 2, "max_depth": 1, "moving": False}
+    answer = run.post("txt2img", [settings])
     assert (answer.status, answer.body["errors"]) == (500, "broken")
     swallowed()
     on_exit.close()
-    assert [call.down for call in run.post("txt2img", [True]).calls] == [True] * 4
+    assert [call.down for call in run.post("txt2img", [settings]).calls] == [True] * 4
 
 
 def test_an_error_that_the_host_takes_for_an_end(host, run, watcher, on_exit):
@@ -204,7 +205,7 @@ def test_an_error_that_the_host_takes_for_an_end(host, run, watcher, on_exit):
     assert len(job.result.images) == 1
     on_exit.close()
     assert watcher.funcs_are_restored()
-    assert "3 of 3 steps" in job.comment
+    assert "3 of 4 steps" in job.comment
 
 
 @pytest.mark.parametrize(("at", "calls"), [(2, [2, 0]), (5, [4, 1])])
@@ -411,8 +412,8 @@ def test_samplings_that_scripts_are_not_told_of(host, samples_itself, keeps):
     launch = host.sd_samplers_common.Sampler.launch_sampling
     job = samples_itself({"enabled": True, "end": 0.5}, keeps=keeps, denoising_strength=0.7)
     assert job.down == [True, True, False, False, True, True, False]
-    assert job.comment.startswith("ToDo: sampling 1: depth 1: 4x4 tokens, keys from 2x2")
-    assert "; sampling 2: depth 1: 4x4" in job.comment
+    done = "depth 1: 4x4 tokens, keys from 2x2 (3 layers)"
+    assert job.comment == f"ToDo: 1 sampling: {done}, 2 of 4 steps; 1 sampling: {done}, 2 of 3 steps"
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
@@ -432,7 +433,7 @@ def test_switched_off_nothing_is_put_around_them(host, run, enabled):
     seen = []
 
     def sample(seeds):
-        seen.append((p.sample is sample, "launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
+        seen.append((p.sample is sample, "_launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
         return p.noise(seeds, (p.height // 8, p.width // 8))
 
     p = run.prepare("txt2img", {"enabled": enabled})
@@ -443,6 +444,196 @@ def test_switched_off_nothing_is_put_around_them(host, run, enabled):
     found = [callback.callback for callback in p.scripts.ordered_callbacks("postprocess")]
     assert sorted(map(id, found)) == sorted(map(id, order))
     assert enabled or found == order
+
+
+# ---- samplings after the sampling
+
+
+@pytest.fixture
+def hires_fix(host, monkeypatch):
+    """Like "img2img Hires Fix": it enlarges each image, and samples that on a copy of the processing object."""
+
+    def postprocess_image(script, p, pp, *args):
+        copied = copy(p)
+        for change in changes:
+            change(copied)
+        sampler = host.sd_samplers.create_sampler(p.sampler_name)
+        x = torch.nn.functional.interpolate(pp.image[None], scale_factor=2)
+        pp.image = sampler.sample_img2img(copied, x, copied.noise([1], x.shape[2:]), *copied.conds([1]), steps=3)[0]
+
+    changes = []
+    monkeypatch.setattr(host.before.Script, "postprocess_image", postprocess_image)
+    return changes
+
+
+FIRST = "depth 1: 4x4 tokens, keys from 2x2 (3 layers)"
+SECOND = "depth 1: 8x8 tokens, keys from 4x4 (3 layers)"
+
+
+def test_a_sampling_on_a_copy_of_the_job(host, run, hires_fix):
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+    job = run.img2img({"end": 0.5}, batch_size=2)
+    half = [True, True, False]
+    assert [(call.size, call.down) for call in job.calls][4:] == [((8, 8), down) for down in half * 2]
+    assert job.comment == f"ToDo: 1 sampling: {FIRST}, 2 of 4 steps; 2 samplings: {SECOND}, 2 of 3 steps"
+    assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+def test_it_is_no_pass_of_hires_fix(run, hires_fix):
+    job = run.txt2img({"passes": "hires"}, enable_hr=True, steps=1)
+    assert [call.down for call in job.calls] == [False, True, True, True, True]
+    assert job.comment.startswith("ToDo: first pass: left dense, because passes = hires; hires pass: depth 1")
+    assert "; 1 sampling: depth 1: 16x16 tokens" in job.comment
+
+
+def test_switched_off_nothing_is_there_for_it(host, run, hires_fix):
+    launch = []
+    hires_fix.append(lambda copied: launch.append(host.sd_samplers_common.Sampler.launch_sampling))
+    off = run("img2img", {})
+    assert off.down == [False] * 7 and off.comments == []
+    assert launch == [host.sd_samplers_common.Sampler.launch_sampling]
+
+
+def test_a_copy_on_which_it_is_switched_off(host, run, hires_fix):
+    def switch_off(copied):
+        copied.script_args = host.Api.defaults["img2img"]
+
+    hires_fix.append(switch_off)
+    job = run.img2img()
+    assert job.down == [True] * 4 + [False] * 3
+    assert job.comment == f"ToDo: {FIRST}, 4 of 4 steps"
+
+
+def test_a_copy_without_scripts(run, hires_fix):
+    def strip(copied):
+        copied.scripts, copied.script_args = None, ()
+
+    hires_fix.append(strip)
+    assert all(run.img2img().down)
+
+
+def test_a_generation_of_its_own_is_left_alone(host, run, monkeypatch):
+    """Like ADetailer: a processing object of its own, without ToDo among its scripts."""
+
+    def postprocess_image(script, p, pp, *args):
+        host.processing.process_images(host.processing.StableDiffusionProcessingImg2Img(prompt="face", steps=2))
+
+    monkeypatch.setattr(host.before.Script, "postprocess_image", postprocess_image)
+    job = run.img2img()
+    assert job.down == [True] * 4 + [False] * 2
+    assert job.comment == f"ToDo: {FIRST}, 4 of 4 steps"
+
+
+def test_a_generation_in_a_generation(host, run, monkeypatch):
+    """One with ToDo: each speaks of its own, and the outer one goes on."""
+    inner = []
+
+    def postprocess_image(script, p, pp, *args):
+        if p.prompt != "face":
+            own = run.prepare("img2img", {"enabled": True}, prompt="face", steps=2)
+            inner.append(host.processing.process_images(own).comments)
+        sampler = host.sd_samplers.create_sampler("Euler")
+        sampler.sample(copy(p), p.noise([1], (8, 8)), *p.conds([1]))
+
+    monkeypatch.setattr(host.before.Script, "postprocess_image", postprocess_image)
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+    job = run.img2img()
+    assert all(job.down) and len(job.down) == 4 + (2 + 2) + 4
+    assert inner == [f"ToDo: 1 sampling: {FIRST}, 2 of 2 steps; 1 sampling: {SECOND}, 2 of 2 steps\n"]
+    assert job.comment == f"ToDo: 1 sampling: {FIRST}, 4 of 4 steps; 1 sampling: {SECOND}, 4 of 4 steps"
+    assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+def test_classes_are_as_they_were_between_passes_and_generations(host, run, watch):
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+    seen = []
+    with watch(lambda moment, _: seen.append((moment, host.sd_samplers_common.Sampler.launch_sampling is launch))):
+        run.txt2img(n_iter=2, enable_hr=True, steps=1)
+    assert {moment for moment, same in seen if not same} == set()
+    assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+def test_nothing_is_left_where_an_image_cannot_be_saved(host, run, monkeypatch):
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+
+    def fail():
+        with pytest.raises(Broken):
+            run.img2img()
+
+    def save_image(image):
+        raise Broken("disk full")
+
+    monkeypatch.setattr(host.processing, "save_image", save_image)
+    fail()
+    gc.collect()
+    assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):
+    """One that another extension makes between the passes, say, where nothing of ours is in place."""
+
+    def sample_in_between(moment, p):
+        if moment == "postprocess_batch":
+            host.sd_samplers.create_sampler("Euler").sample(copy(p), p.noise([1], (8, 8)), *p.conds([1]))
+
+    with watch(sample_in_between):
+        on, off = run.img2img(), run("img2img", {})
+    assert on.down == [True] * 4 + [False] * 4
+    assert on.comment.startswith(f"ToDo: 1 sampling: {FIRST}, 4 of 4 steps; 1 sampling: left dense, because another ")
+    assert off.comments == []
+
+
+# ---- calls of the U-Net before the sampling
+
+
+@pytest.fixture
+def inversion(host, run):
+    """Like Tiled Diffusion: before its sampling, the sampler looks for the noise of the image."""
+
+    def run_it(settings, fails=False, n_iter=1):
+        p = run.prepare("img2img", settings, n_iter=n_iter)
+        init = p.init
+
+        def init_and_replace():
+            init()
+            sample = p.sampler.sample_img2img
+
+            def sample_img2img(p, x, noise, cond, *args, **kwargs):
+                for _ in range(0 if fails is None else 5):
+                    host.shared.sd_model.apply_model(x, torch.ones(1), cond)
+                if fails:
+                    raise Broken("inverting")
+                return sample(p, x, noise, cond, *args, **kwargs)
+
+            p.sampler.sample_img2img = replaced.append(sample_img2img) or sample_img2img
+
+        replaced = []
+        p.init = init_and_replace
+        with recording(*run.models) as calls:
+            result = host.processing.process_images(p)
+        assert p.sampler.sample_img2img is replaced[0]
+        return Job(p=p, result=result, calls=calls)
+
+    return run_it
+
+
+def test_an_inversion_stays_dense_and_is_told(inversion):
+    job = inversion({"enabled": True}, n_iter=2)
+    assert job.down == ([False] * 5 + [True] * 4) * 2
+    assert job.comment == f"ToDo: 2 samplings: {FIRST}, 4 of 4 steps, 5 U-Net calls before it left dense"
+
+
+def test_an_inversion_that_is_known_already(inversion):
+    assert inversion({"enabled": True}, fails=None).comment == f"ToDo: {FIRST}, 4 of 4 steps"
+
+
+def test_an_inversion_that_fails(inversion):
+    with pytest.raises(Broken):
+        inversion({"enabled": True}, fails=True)
+
+
+def test_switched_off_an_inversion_is_not_watched(inversion):
+    assert inversion({}).comments == []
 
 
 # ---- the processing object

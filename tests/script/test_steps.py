@@ -173,13 +173,24 @@ def places(host, job_of):
     return job, [timestep(sigma) for sigma in sigmas]
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.2, 0.8), (0, 0.97), (0.02, 1)])
+@pytest.mark.parametrize(("start", "end"), [(0.2, 0.6), (0, 0.7), (0.1, 1)])
 def test_adaptive(host, run, start, end):
+    """The three calls of a step are one step, and so is the same step tried again."""
     job, timesteps = places(host, lambda: run.txt2img({"start": start, "end": end}, sampler_name="DPM adaptive"))
     where = [(timesteps[0] - t) / timesteps[0] for t in timesteps]
     assert where != sorted(where), "no step was tried again"
-    assert job.down == [start <= place < end for place in where]
+    steps = where[:3] + [where[i - i % 3] for i in range(3, len(where))]  # nothing tells what the first ones are
+    assert job.down == [start <= place < end for place in steps]
     assert 0 < sum(job.down) < len(job.down)
+
+
+@pytest.mark.parametrize("end", [0.3, 0.5, 0.7, 0.85, 0.9, 0.95])
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_adaptive_does_not_come_back(run, tab, end):
+    """A step that fails goes on, off, on if its calls are told apart by their noise."""
+    fields = {"sampler_name": "DPM adaptive", "steps": 20}
+    early, late = (run(tab, {"enabled": True, **r}, **fields).down for r in ({"end": end}, {"start": end}))
+    assert early == sorted(early, reverse=True) and late == sorted(late)
 
 
 @pytest.mark.parametrize(("steps", "strength"), [(20, 0.6), (16, 0.07)])
@@ -211,13 +222,20 @@ def test_adaptive_with_quantized_timesteps(host, run):
     assert all(job.down)
 
 
-def test_solvers_that_choose_their_own_steps(host, run, monkeypatch):
-    """reForge's "ODE (...)": they are handed a schedule, but call the U-Net as often as they please."""
+@pytest.mark.parametrize("reports", [True, False])
+def test_solvers_that_choose_their_own_steps(host, run, monkeypatch, reports):
+    """reForge's "ODE (...)": they are handed a schedule, but call the U-Net as often as they please.
+
+    They make one image after the other, each with all the noise at first.
+    """
     sigmas = [14.6 * 0.8**i for i in range(30)]
 
     def solver(model, x, sigmas, extra_args=None, callback=None, disable=None, own=sigmas):
-        for sigma in own:
-            x = model(x, torch.full((len(x),), sigma), **extra_args)
+        for _image in range(len(x)):
+            for i, sigma in enumerate(own):
+                x = model(x, torch.full((len(x),), sigma), **extra_args)
+                if reports and i % 3 == 0:
+                    callback({"i": i})
         return x
 
     config = host.sd_samplers.SamplerConfig("ODE (Bosh3)", solver, "sigmas", {})

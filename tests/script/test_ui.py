@@ -17,18 +17,20 @@ LABELS = [
     "ToDo · Token Downsampling",
     "Downsample factor",
     "Max depth",
-    "Start step",
-    "End step",
+    "Start",
+    "End",
     "Deeper factor",
     "Hires. fix passes",
-    "Auto factor",
+    "Factor in the hires pass",
+    "Moving grid",
 ]
 RANGES = {  # minimum, maximum, step
-    "factor": (1, 8, 0.5),
+    "factor": (0, 8, 0.5),
     "max_depth": (1, 4, 1),
     "start": (0, 1, 0.05),
     "end": (0, 1, 0.05),
-    "deeper_factor": (1, 8, 0.5),
+    "deeper_factor": (0, 8, 0.5),
+    "hires_factor": (0, 8, 0.5),
 }
 
 
@@ -61,7 +63,7 @@ def test_order_and_labels(script):
 def test_kinds(controls):
     kinds = {name: control.get_block_name() for name, control in controls.items()}
     assert kinds.pop("passes") == "radio"
-    assert [kinds.pop(name) for name in ("enabled", "auto")] == ["checkbox", "checkbox"]
+    assert [kinds.pop(name) for name in ("enabled", "moving")] == ["checkbox", "checkbox"]
     assert set(kinds.values()) == {"slider"}
     assert controls["passes"].choices in (["both", "first", "hires"], [(x, x) for x in ("both", "first", "hires")])
 
@@ -70,7 +72,7 @@ def test_defaults_and_their_types(controls):
     """The API casts what it reads from an infotext to the type of the control's value: an int would cut off halves."""
     values = [control.value for control in controls.values()]
     assert values == DEFAULTS
-    assert [type(value) for value in values] == [bool, float, int, float, float, float, str, bool]
+    assert [type(value) for value in values] == [bool, float, int, float, float, float, str, float, bool]
 
 
 def test_ranges(controls):
@@ -81,7 +83,7 @@ def test_ranges(controls):
 def test_help(controls):
     """One line for each control; the accordion's stands in it."""
     infos = {name: control.info for name, control in controls.items() if name != "enabled"}
-    assert len(set(infos.values())) == 7
+    assert len(set(infos.values())) == 8
     for name, info in infos.items():
         assert info and "\n" not in info and len(info) < 120, name
     accordion = controls["enabled"].accordion
@@ -112,7 +114,7 @@ def test_element_ids(controls, tab):
 
 def test_element_ids_are_unique_on_the_page(host):
     ids = Counter(block.elem_id for block in host.page.blocks.values() if "todo" in str(block.elem_id))
-    assert len(ids) == 2 * 9
+    assert len(ids) == 2 * 10
     assert set(ids.values()) == {1}
 
 
@@ -129,8 +131,9 @@ def test_controls_can_be_made_again(script, tab):
 
 
 def test_each_control_is_restored_from_infotext(script, host, tab):
-    assert [field.component for field in host.infotext_utils.paste_fields[tab]] == script.controls
-    assert all(isinstance(field, host.infotext_utils.PasteField) for field in host.infotext_utils.paste_fields[tab])
+    fields = host.infotext_utils.paste_fields[tab]["fields"]
+    assert [field.component for field in fields] == script.controls
+    assert all(isinstance(field, host.infotext_utils.PasteField) for field in fields)
 
 
 def test_a_fresh_page_makes_pictures_without_todo(host, run, tab):
@@ -144,12 +147,12 @@ def test_values_from_the_browser(host, tab):
     """JSON knows no difference between 2 and 2.0."""
     script = host.ui.runners()[tab].script("ToDo")
     values = list(host.Api.defaults[tab])
-    sent = [True, 3, 2.0, 0, 1, 2, "both", False]
+    sent = [True, 3, 2.0, 0, 1, 2, "both", 0, False]
     values[script.args_from : script.args_to] = [
         control.preprocess(json.loads(json.dumps(value))) for control, value in zip(script.controls, sent, strict=True)
     ]
     _, infotext, text = host.ui.generate(tab, values)
-    assert "ToDo factor: 3, ToDo max depth: 2" in infotext
+    assert "ToDo downsample factor: 3, ToDo deeper factor: 2, ToDo moving grid: False" in infotext
     assert text.startswith("ToDo: ")
 
 
@@ -158,12 +161,56 @@ def test_bad_values_are_told_in_the_browser(host, tab, swallowed):
     """A number may be typed next to a slider."""
     script = host.ui.runners()[tab].script("ToDo")
     values = list(host.Api.defaults[tab])
-    values[script.args_from : script.args_to] = [True, 9, 1, 0, 1, 2, "both", False]
+    values[script.args_from : script.args_to] = [True, 9, 1, 0, 1, 2, "both", 0, True]
     images, _, text = host.ui.generate(tab, values)
     assert images == []
     assert "factor = 9" in text and "from 1 to 8" in text
     ((message, _),) = swallowed()
     assert message == "Error completing request"
+
+
+DEFAULTS_SAVED = {  # as "Settings > Defaults" does: a whole number stands there without its ".0"
+    "ToDo · Token Downsampling": True,
+    "Downsample factor": 3,
+    "Max depth": 1,
+    "Start": 0,
+    "End": 1,
+    "Deeper factor": 2,
+    "Hires. fix passes": "hires",
+    "Factor in the hires pass": 4,
+    "Moving grid": False,
+}
+
+
+@pytest.fixture
+def with_defaults(host):
+    reload_ui(host, **DEFAULTS_SAVED)
+    yield host
+    reload_ui(host)
+
+
+def test_saved_defaults(with_defaults, tab):
+    script = with_defaults.ui.runners()[tab].script("ToDo")
+    assert [control.value for control in script.controls] == list(DEFAULTS_SAVED.values())
+
+
+def test_saved_defaults_cut_nothing_off(with_defaults, tab):
+    """The API casts what it reads from an infotext to the type of the control's value."""
+    text = "a\nSteps: 4, Seed: 1, Sampler: Euler, ToDo downsample factor: 2.5, ToDo end: 0.8, ToDo deeper factor: 1.5"
+    script = with_defaults.ui.runners()[tab].script("ToDo")
+    args = with_defaults.Api.script_args(tab, {}, text)[script.args_from : script.args_to]
+    assert list(args) == [True, 2.5, 2, 0, 0.8, 1.5, "both", 0, True]
+    assert with_defaults.infotext_utils.paste(tab, text) == list(args)
+
+
+def test_send_to_the_other_tab(host):
+    """Its buttons copy the controls whose names the script gives, from the tab where the image was made."""
+    runners = host.ui.runners()
+    source, target = (runners[tab].script("ToDo").controls for tab in TABS)
+    values = [True, 3.5, 3, 0.1, 0.8, 1.5, "first", 2.0, False]
+    names = runners["txt2img"].paste_field_names
+    sent = host.infotext_utils.send("txt2img", "img2img", names, dict(zip(source, values, strict=True)))
+    assert sent == list(zip(target, values, strict=True))
 
 
 def test_reload_ui(host, run):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.script.extension import DEEP, recording
+from todo_lib import __version__
 
-LABELS = ["Enabled", "Factor", "Max depth", "Deeper factor", "Start", "End", "Passes", "Auto"]
+LABELS = ["Enabled", "Factor", "Max depth", "Deeper factor", "Start", "End", "Passes", "Hires factor", "Moving grid"]
+PAPER = [True, 2, 1]
+AS_DICTIONARY = [{"factor": 2, "max_depth": 1}]
 
 
 @pytest.fixture
@@ -60,83 +63,83 @@ def test_choices(host):
     choices = {name: option(host, name).choices for name in LABELS}
     assert {name: list(get()) for name, get in choices.items() if get} == {
         "Enabled": ["False", "True"],
-        "Auto": ["False", "True"],
+        "Moving grid": ["False", "True"],
         "Passes": ["both", "first", "hires"],
     }
 
 
+VERSION = f", ToDo version: {__version__}"
 D, T = (64, 16), (16, 16)  # dense; factor 2 at depth 1
 
 
-@pytest.mark.parametrize("args", [[True], [{"enabled": True}]], ids=["list", "dictionary"])
+@pytest.mark.parametrize("args", [PAPER, AS_DICTIONARY], ids=["list", "dictionary"])
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
         ("Enabled", "True, False", [[T, T], [D, D]]),
-        ("Factor", "1, 2, 4, 1.5", [[D, D], [T, T], [(4, 16)] * 2, [(25, 16)] * 2]),
-        ("Max depth", "1, 2", [[T, T], [(16, 4)] * 2]),
-        ("Deeper factor", "1, 4", [[T, T], [T, T]]),
+        ("Factor", "1, 2, 4, 1.5, 0", [[D, D], [T, T], [(4, 16)] * 2, [(25, 16)] * 2, [D, D]]),
+        ("Max depth", "1, 2", [[T, T], [T, T]]),
+        ("Deeper factor", "1, 4, 0", [[T, T]] * 3),
         ("Start", "0, 0.5, 1", [[T, T], [D, T], [D, D]]),
         ("End", "0, 0.5, 1", [[D, D], [T, D], [T, T]]),
         ("Passes", "both, first, hires", [[T, T], [T, T], [T, T]]),
-        ("Auto", "False, True", [[T, T], [D, D]]),
+        ("Hires factor", "0, 3", [[T, T], [T, T]]),
+        ("Moving grid", "False, True", [[T, T], [T, T]]),
     ],
 )
 def test_axes(plot, args, name, values, expected):
     assert keys(plot(args, (f"[ToDo] {name}", values))) == expected
 
 
-@pytest.mark.parametrize("args", [[], [False, 4], [{}], [{"factor": 4}]], ids=str)
+@pytest.mark.parametrize("args", [[False, 4], [None, 4], [{"enabled": False, "factor": 4}], [{"factor": 4}]], ids=str)
 def test_enabled_alone_switches_on(plot, args):
-    down = (4, 16) if "4" in str(args) else T
-    assert keys(plot(args, ("[ToDo] Enabled", "False, True"))) == [[D, D], [down, down]]
+    assert keys(plot(args, ("[ToDo] Enabled", "False, True"))) == [[D, D], [(4, 4), (4, 4)]]
 
 
 def test_passes_axis(plot):
-    cells = plot([True], ("[ToDo] Passes", "first, hires"), enable_hr=True, width=32, height=32, steps=1)
+    cells = plot(PAPER, ("[ToDo] Passes", "first, hires"), enable_hr=True, width=32, height=32, steps=1)
     assert keys(cells) == [[(4, 4), (64, 16)], [(16, 4), (16, 16)]]
 
 
-@pytest.mark.parametrize("args", [[True], [{"enabled": True}]], ids=["list", "dictionary"])
+def test_hires_factor_axis(plot):
+    cells = plot(PAPER, ("[ToDo] Hires factor", "0, 4"), enable_hr=True, width=32, height=32, steps=1)
+    assert keys(cells) == [[(4, 4), (16, 16)], [(4, 4), (4, 16)]]
+
+
+@pytest.mark.parametrize("args", [PAPER, AS_DICTIONARY], ids=["list", "dictionary"])
 def test_axes_together(plot, args):
     cells = plot(args, ("[ToDo] Max depth", "1, 2"), ("[ToDo] Deeper factor", "2, 4"), ("Steps", "1, 2"))
     expected = [T, T, (16, 4), (16, 1)]
     assert keys(cells) == [[call] * steps for call in expected for steps in (1, 2)]
 
 
+def written(**changed):
+    """A cell's infotext with these texts: key less "ToDo " -> value."""
+    return ", ".join(f"ToDo {key.replace('_', ' ')}: {value}" for key, value in changed.items()) + VERSION
+
+
 def test_cells_do_not_leak_infotext(plot):
     """All cells share one dictionary of infotext parameters."""
-    cells = plot([True], ("[ToDo] Max depth", "2, 1"), ("[ToDo] End", "0.5, 1"))
+    cells = plot(PAPER, ("[ToDo] Max depth", "2, 1"), ("[ToDo] End", "0.5, 1"))
     assert texts(cells) == [
-        "ToDo factor: 2, ToDo max depth: 2, ToDo end: 0.5, ToDo deeper factor: 2",
-        "ToDo factor: 2, ToDo max depth: 2, ToDo deeper factor: 2",
-        "ToDo factor: 2, ToDo max depth: 1, ToDo end: 0.5",
-        "ToDo factor: 2, ToDo max depth: 1",
+        written(downsample_factor=2, end=0.5),
+        written(downsample_factor=2),
+        written(downsample_factor=2, depths=1, end=0.5),
+        written(downsample_factor=2, depths=1),
     ]
 
 
 def test_cells_that_are_switched_off_say_nothing(plot):
-    cells = plot([], ("[ToDo] Enabled", "True, False, True"))
-    assert texts(cells) == ["ToDo factor: 2, ToDo max depth: 1", "", "ToDo factor: 2, ToDo max depth: 1"]
-    assert ["ToDo" in result.comments for _, _, result in cells] == [True, False, True]
+    cells = plot([False, 2], ("[ToDo] Enabled", "True, False, True"))
+    assert texts(cells) == [written(downsample_factor=2), "", written(downsample_factor=2)]
 
 
-def test_cells_do_not_leak_comments(plot):
-    """One line under each picture: what was done for this one."""
-    cells = plot([True], ("[ToDo] Factor", "1, 2, 4"))
-    comments = [result.comments.splitlines() for _, _, result in cells]
-    assert all(len(lines) == 1 and lines[0].startswith("ToDo: ") for lines in comments)
-    assert "factor is 1" in comments[0][0]
-    assert "8x8 tokens, keys from 4x4" in comments[1][0]
-    assert "8x8 tokens, keys from 2x2" in comments[2][0]
-
-
-def test_what_each_cell_wrote_stays_its_own(plot):
-    """A later cell does not change what an earlier one has given out."""
-    cells = plot([True], ("[ToDo] Factor", "4, 2"), enable_hr=True, width=32, height=32, steps=1)
-    first, second = (result.comments for _, _, result in cells)
-    assert "4x4 tokens, keys from 1x1" in first and "8x8 tokens, keys from 2x2" in first
-    assert "4x4 tokens, keys from 2x2" in second and "8x8 tokens, keys from 4x4" in second
+def test_what_is_shown_is_of_the_first_cell(host, plot):
+    """A later cell does not change what stands under the plot."""
+    plot(PAPER, ("[ToDo] Factor", "4, 2"), enable_hr=True, width=32, height=32, steps=1)
+    (shown,) = host.xyz.shown[-1].comments.splitlines()
+    assert "4x4 tokens, keys from 1x1" in shown and "8x8 tokens, keys from 2x2" in shown
+    assert "4x4 tokens, keys from 2x2" not in shown
 
 
 @pytest.mark.parametrize(
@@ -144,13 +147,14 @@ def test_what_each_cell_wrote_stays_its_own(plot):
     [
         ("Enabled", "True, yes", ["enabled", "'yes'", "true or false"]),
         ("Factor", "2, 9", ["factor", "9", "1 to 8"]),
-        ("Factor", "0.5", ["factor", "0.5", "1 to 8"]),
+        ("Factor", "0.5", ["factor", "0.5", "0, or", "1 to 8"]),
         ("Max depth", "1, 5", ["max_depth", "5", "1 to 4"]),
-        ("Deeper factor", "0", ["deeper_factor", "0", "1 to 8"]),
+        ("Deeper factor", "0.5", ["deeper_factor", "0.5", "1 to 8"]),
         ("Start", "0, -0.1", ["start", "-0.1", "0 to 1"]),
         ("End", "1, 1.5", ["end", "1.5", "0 to 1"]),
         ("Passes", "both, second", ["passes", "'second'", "both", "first", "hires"]),
-        ("Auto", "maybe", ["auto", "'maybe'", "true or false"]),
+        ("Hires factor", "9", ["hires_factor", "9", "1 to 8"]),
+        ("Moving grid", "maybe", ["moving", "'maybe'", "true or false"]),
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(host, run, name, values, words):
@@ -162,20 +166,67 @@ def test_bad_values_are_refused_before_anything_runs(host, run, name, values, wo
     assert calls == []
 
 
+def hints(result):
+    """What stands under an image beside the line that says what was done."""
+    return [line for line in result.comments.splitlines() if "[ToDo]" in line]
+
+
 def test_a_cell_whose_values_do_not_go_together(plot, swallowed):
-    """Each is allowed, the two are not: that cell stays empty, and the others are right."""
-    cells = plot([True], ("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.2, 1"), steps=1)
+    """Each is allowed, the two are not: that cell stays empty, the others are right, and under the plot stands why."""
+    cells = plot(PAPER, ("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.25, 1"), steps=1)
     assert [result is None for _, _, result in cells] == [False, False, True, False]
     ((message, error),) = swallowed()
     assert message == "generating image for xyz plot"
-    assert "end" in str(error) and "0.2" in str(error) and "0.5" in str(error)
-    assert texts(cells)[3] == "ToDo factor: 2, ToDo max depth: 1, ToDo start: 0.5"
+    assert "end" in str(error) and "0.25" in str(error) and "0.5" in str(error)
+    assert texts(cells)[3] == written(downsample_factor=2, depths=1, start=0.5)
+    for _, _, result in cells[:2]:
+        (hint,) = hints(result)
+        assert hint.startswith("[ToDo] Start, [ToDo] End: cells that are not allowed stay empty (")
+        assert "end = 0.25 is not allowed: it must not be below start = 0.5" in hint
+
+
+def test_a_slider_that_does_not_go_with_an_axis(plot, swallowed):
+    cells = plot([True, 2, 1, 0, 0.25], ("[ToDo] Start", "0, 0.5"), steps=1)
+    assert [result is None for _, _, result in cells] == [False, True]
+    swallowed()
+    (hint,) = hints(cells[0][2])
+    assert hint.startswith("[ToDo] Start: cells") and "0.25" in hint
+
+
+@pytest.mark.parametrize("args", [[False, 2, 1, 0.6, 0.4], [None], [{"enabled": False}]], ids=str)
+def test_axes_while_todo_is_off(plot, args):
+    """They change nothing, and under the plot stands why."""
+    cells = plot(args, ("[ToDo] Factor", "2, 4"), ("[ToDo] Start", "0, 0.5"))
+    assert keys(cells) == [[D, D]] * 4
+    assert texts(cells) == [""] * 4
+    for _, _, result in cells:
+        assert result.comments.splitlines() == ["[ToDo] Factor, [ToDo] Start: no effect while ToDo is off"]
+
+
+@pytest.mark.parametrize(
+    ("args", "axes"),
+    [
+        ([False, 2], [("[ToDo] Factor", "2, 4"), ("[ToDo] Enabled", "False, True")]),
+        (PAPER, [("[ToDo] Factor", "2, 4")]),
+        (PAPER, [("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.5, 1")]),
+        ([True, 2, 1, 0.6, 0.7], [("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.5, 1")]),
+    ],
+)
+def test_plots_without_a_hint(plot, args, axes):
+    for _, _, result in plot(args, *axes, steps=1):
+        assert hints(result) == []
+
+
+def test_a_plot_of_wrong_arguments_fails_as_any_job_does(plot, swallowed):
+    cells = plot([True, 2, 1, "a", "b"], ("[ToDo] Factor", "2, 4"), steps=1)
+    assert [result for _, _, result in cells] == [None, None]
+    assert all("start = 'a'" in str(error) for _, error in swallowed())
 
 
 def test_ranges_as_the_host_counts_them(plot):
-    """Its third 0.1 is 0.30000000000000004; what people asked for, and read under the picture, is 0.3."""
-    cells = plot([True], ("[ToDo] Start", "0.1-0.3 (+0.1)"), steps=10, width=32, height=32)
-    assert texts(cells)[:3] == [f"ToDo factor: 2, ToDo max depth: 1, ToDo start: {start}" for start in (0.1, 0.2, 0.3)]
+    """Its third 0.1 is 0.30000000000000004; what people asked for, and read under the image, is 0.3."""
+    cells = plot(PAPER, ("[ToDo] Start", "0.1-0.3 (+0.1)"), steps=10, width=32, height=32)
+    assert texts(cells)[:3] == [written(downsample_factor=2, depths=1, start=start) for start in (0.1, 0.2, 0.3)]
     assert [[keys == (4, 4) for keys in calls].index(True) for calls in keys(cells)][:3] == [1, 2, 3]
 
 

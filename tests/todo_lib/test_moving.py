@@ -55,7 +55,7 @@ def test_the_first_offset_is_the_papers_grid_where_the_factor_is_whole(factor):
 @pytest.mark.parametrize("places", range(1, 9))
 def test_heads_are_spread_evenly_over_the_offsets(places, heads):
     for step in range(places**2):
-        seen = Counter(head_offset(step, head, heads, places) for head in range(heads))
+        seen = Counter(head_offset(step, head, places) for head in range(heads))
         assert max(seen.values()) == math.ceil(heads / places**2)
 
 
@@ -117,7 +117,7 @@ def test_the_keys_of_each_step_and_head(sd1, factor, size):
             with watched(sd1.get_submodule(TOP), seen):
                 call(sd1, size, seed=step)
             for head, found in enumerate(sources(*seen[0], heads)):
-                expected = kept_tokens(size, kept, offset=head_offset(step, head, heads, places), places=places)
+                expected = kept_tokens(size, kept, offset=head_offset(step, head, places), places=places)
                 assert torch.equal(found, expected)
                 ever |= set(found.tolist()) if head == 0 else set()
     assert ever == set(range(size[0] * size[1]))
@@ -181,7 +181,7 @@ def test_grids_of_a_context_are_gathered_one_by_one(sd1):
         call(sd1)
     handle.remove()
     for head, found in enumerate(sources(*seen[0], 8)):
-        one = kept_tokens((16, 16), (8, 8), offset=head_offset(1, head, 8, 2), places=2)
+        one = kept_tokens((16, 16), (8, 8), offset=head_offset(1, head, 2), places=2)
         assert torch.equal(found, torch.cat([one, one + 256]))
 
 

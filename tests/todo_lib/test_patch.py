@@ -598,10 +598,10 @@ def on_meta(unet, *sizes, **chosen):
     ("layout", "size", "keys"),
     [
         ("sd1", (64, 64), [64 * 64, 32 * 32, 16 * 16, 8 * 8]),
-        ("sd1", (128, 128), [51 * 51, 64 * 64, 32 * 32, 16 * 16]),  # 128 / 48 is nearest to 2.5
-        ("sd1", (256, 256), [46 * 46, 51 * 51, 64 * 64, 32 * 32]),
-        ("sd1", (96, 160), [38 * 64, 48 * 80, 24 * 40, 12 * 20]),
-        ("sdxl", (256, 256), [51 * 51, 64 * 64]),
+        ("sd1", (128, 128), [42 * 42, 64 * 64, 32 * 32, 16 * 16]),  # 128 / 40 is nearest to 3
+        ("sd1", (256, 256), [39 * 39, 42 * 42, 64 * 64, 32 * 32]),
+        ("sd1", (96, 160), [32 * 53, 48 * 80, 24 * 40, 12 * 20]),
+        ("sdxl", (256, 256), [42 * 42, 64 * 64]),
     ],
     ids=str,
 )
@@ -611,10 +611,10 @@ def test_factor_0_chooses_by_the_size_of_each_depth(layout, size, keys, request)
 
 def test_factor_0_stops_at_max_depth_and_follows_the_size(sd1):
     """A tiled upscaler may have several sizes in one pass."""
-    small, big = [51 * 51, 64 * 64, 32 * 32, 16 * 16], [46 * 46, 51 * 51, 64 * 64, 32 * 32]
+    small, big = [42 * 42, 64 * 64, 32 * 32, 16 * 16], [39 * 39, 42 * 42, 64 * 64, 32 * 32]
     sizes = (128, 128), (256, 256), (128, 128)
     assert on_meta(sd1, *sizes, factor=0, deeper_factor=0, max_depth=2) == [small, big, small]
-    assert on_meta(sd1, (256, 256), factor=0, max_depth=1) == [[46 * 46, 128 * 128, 64 * 64, 32 * 32]]
+    assert on_meta(sd1, (256, 256), factor=0, max_depth=1) == [[39 * 39, 128 * 128, 64 * 64, 32 * 32]]
 
 
 # ---- cost

@@ -47,6 +47,28 @@ def test_a_step_of_several_calls_counts_once(sd1):
     assert str(patch.report).endswith(", 1 of 1 steps")
 
 
+def test_steps_that_were_planned(sd1):
+    """A sampling may end before all of them."""
+    with patched(sd1, start=0.5, progress=lambda: position) as patch:
+        patch.report.planned_steps = 12
+        position = 0.25
+        call(sd1, (8, 8))
+        assert str(patch.report) == "nothing downsampled, it ended before a sampling step between start and end"
+        position = 0.5
+        call(sd1, (8, 8))
+    assert str(patch.report).endswith(", 1 of 12 steps")
+
+
+def test_a_controlnet_in_some_of_the_steps():
+    report = Report()
+    for position in (0, 0.25, 0.5):
+        report.unet_called(position)
+        report.downsampled("a", 1, (8, 8), (4, 4), position)
+        if position == 0.25:
+            report.downsampled("ControlNet 1: a", 1, (8, 8), (4, 4), position)
+    assert str(report).endswith("(2 layers, 1 of them in ControlNet), 3 of 3 steps (ControlNet in 1)")
+
+
 def test_several_sizes_in_one_pass(sd1):
     with patched(sd1) as patch:
         call(sd1, (8, 8))

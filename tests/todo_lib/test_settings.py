@@ -1,4 +1,4 @@
-"""The eight settings: what they may be, and their way through API arguments and infotext."""
+"""The nine settings: what they may be, and their way through API arguments and infotext."""
 
 from __future__ import annotations
 
@@ -12,45 +12,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from todo_lib import FIELDS, Settings, SettingsError
+from todo_lib import FIELDS, Settings, SettingsError, __version__
+from todo_lib.settings import DENSE, KEPT, factor_for
 from todo_lib.webui.arguments import settings_from
 from todo_lib.webui.infotext import KEYS, from_infotext, to_infotext
 
-NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "auto"]
-DEFAULTS = [False, 2, 1, 0, 1, 2, "both", False]
+NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "hires_factor", "moving"]
+DEFAULTS = [False, 0, 2, 0, 1, 0, "both", 0, True]
 
 GOOD = {
     "enabled": [True, False],
-    "factor": [1, 8, 1.0, 8.0, 2, 1.5, 3.14159, Fraction(5, 2), np.float64(2.5), np.float32(2.5), np.int64(3)],
+    "factor": [0, 0.0, 1, 8, 1.0, 8.0, 2, 1.5, 3.14159, Fraction(5, 2), np.float64(2.5), np.float32(2.5), np.int64(3)],
     "max_depth": [1, 2, 3, 4, 2.0, np.int64(2), np.float64(3.0)],
     "start": [0, 0.0, 0.25, 1, 1e-9, -0.0],
     "end": [0, 0.5, 1, 1.0, 0.999],
-    "deeper_factor": [1, 8, 2, 7.5],
+    "deeper_factor": [0, 1, 8, 2, 7.5],
     "passes": ["both", "first", "hires"],
-    "auto": [True, False],
+    "hires_factor": [0, 1, 8, 2.5],
+    "moving": [True, False],
 }
 NOT_NUMBERS = [None, "2", "", True, False, [2], {}, {"factor": 2}, 2j, float("nan"), float("inf"), -float("inf")]
 BAD = {
     "enabled": [None, 1, 0, "true", "", 1.0, [], {}, float("nan")],
-    "factor": [*NOT_NUMBERS, 0, 0.5, 0.999, 8.001, 9, -2, 1e300, 10**400],
+    "factor": [*NOT_NUMBERS, 1e-9, 0.5, 0.999, 8.001, 9, -2, 1e300, 10**400],
     "max_depth": [*NOT_NUMBERS, 0, 5, -1, 1.5, 3.999, 10**400],
     "start": [*NOT_NUMBERS, -0.001, 1.001, 2],
     "end": [*NOT_NUMBERS, -0.001, 1.001, -1],
-    "deeper_factor": [*NOT_NUMBERS, 0, 0.999, 8.5],
+    "deeper_factor": [*NOT_NUMBERS, 0.5, 0.999, 8.5],
     "passes": [None, "", "Both", "second", "both ", 0, True, ["both"], {}, float("nan")],
-    "auto": [None, 1, 0, "auto", "", 2.0, [], {}],
+    "hires_factor": [*NOT_NUMBERS, 0.5, 0.999, 8.5, -1],
+    "moving": [None, 1, 0, "auto", "", 2.0, [], {}],
 }
 ALLOWED = {
     "enabled": "true or false",
-    "factor": "a number from 1 to 8",
+    "factor": "0, or a number from 1 to 8",
     "max_depth": "a whole number from 1 to 4",
     "start": "a number from 0 to 1",
     "end": "a number from 0 to 1",
-    "deeper_factor": "a number from 1 to 8",
+    "deeper_factor": "0, or a number from 1 to 8",
     "passes": "one of 'both', 'first', 'hires'",
-    "auto": "true or false",
+    "hires_factor": "0, or a number from 1 to 8",
+    "moving": "true or false",
 }
-TYPES = dict(zip(NAMES, map(type, [False, 2.0, 1, 0.0, 1.0, 2.0, "both", False]), strict=True))
+TYPES = dict(zip(NAMES, map(type, [False, 0.0, 2, 0.0, 1.0, 0.0, "both", 0.0, True]), strict=True))
 
 
 def cases(values):
@@ -71,8 +75,9 @@ def test_good_values(name, value):
     result = getattr(Settings(**{name: value}), name)
     assert result == value
     assert type(result) is TYPES[name]
-    position = NAMES.index(name)
-    assert settings_from([*DEFAULTS[:position], value]) == Settings(**{name: value})
+    if name != "enabled":
+        position = NAMES.index(name)
+        assert settings_from([True, *DEFAULTS[1:position], value]) == Settings(True, **{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
@@ -85,14 +90,24 @@ def test_bad_values_are_named_with_what_is_allowed(name, value):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("name", "value"), cases(BAD))
+@pytest.mark.parametrize(("name", "value"), [case for case in cases(BAD) if case.values[0] != "enabled"])
 def test_bad_values_by_position_and_by_name(name, value):
     position = NAMES.index(name)
-    if not (name == "enabled" and isinstance(value, dict)):  # there a dictionary names the settings
-        with pytest.raises(SettingsError, match=name):
-            settings_from([*DEFAULTS[:position], value, *DEFAULTS[position + 1 :]])
+    with pytest.raises(SettingsError, match=name):
+        settings_from([True, *DEFAULTS[1:position], value, *DEFAULTS[position + 1 :]])
     with pytest.raises(SettingsError, match=name):
         settings_from([{name: value}])
+    assert settings_from([False, *DEFAULTS[1:position], value]) == Settings()
+    assert settings_from([{"enabled": False, name: value}]) == Settings()
+
+
+@pytest.mark.parametrize("value", BAD["enabled"], ids=repr)
+def test_a_switch_that_is_no_boolean(value):
+    """In the first place it may be another extension's; in a dictionary it cannot."""
+    if not isinstance(value, dict):
+        assert settings_from([value, "anything", 99]) == Settings()
+    with pytest.raises(SettingsError, match="enabled"):
+        settings_from([{"enabled": value}])
 
 
 def test_a_settings_error_is_a_value_error():
@@ -121,20 +136,23 @@ def test_missing_arguments_take_their_defaults():
     assert settings_from([]) == Settings()
     assert settings_from([True]) == Settings(enabled=True)
     assert settings_from([True, 3]) == Settings(enabled=True, factor=3)
-    assert settings_from((True, 3, 2, 0.1, 0.9, 1.5, "hires", True)) == Settings(
-        True, 3.0, 2, 0.1, 0.9, 1.5, "hires", True
+    assert settings_from((True, 3, 2, 0.1, 0.9, 1.5, "hires", 4, False)) == Settings(
+        True, 3.0, 2, 0.1, 0.9, 1.5, "hires", 4.0, False
     )
 
 
 def test_too_many_arguments():
-    with pytest.raises(SettingsError, match="9"):
-        settings_from([*DEFAULTS, 1])
+    with pytest.raises(SettingsError, match="10"):
+        settings_from([True, *DEFAULTS[1:], 1])
+    assert settings_from([*DEFAULTS, 1]) == Settings()
 
 
 def test_one_dictionary():
-    settings = settings_from([{"enabled": True, "factor": 3, "end": 0.8}])
-    assert settings == Settings(enabled=True, factor=3, end=0.8)
-    assert settings_from([{}]) == Settings()
+    expected = Settings(enabled=True, factor=3, end=0.8)
+    assert settings_from([{"enabled": True, "factor": 3, "end": 0.8}]) == expected
+    assert settings_from([{"factor": 3, "end": 0.8}]) == expected
+    assert settings_from([{"enabled": False, "factor": 3, "end": 0.8}]) == Settings()
+    assert settings_from([{}]) == Settings(enabled=True)
 
 
 def test_one_dictionary_before_the_hosts_defaults():
@@ -163,16 +181,12 @@ def test_the_dictionary_is_not_changed():
 
 def test_the_limits_of_the_controls():
     limits = {field.name: (field.minimum, field.maximum) for field in FIELDS if TYPES[field.name] in (int, float)}
-    assert limits == {
-        "factor": (1, 8),
-        "max_depth": (1, 4),
-        "start": (0, 1),
-        "end": (0, 1),
-        "deeper_factor": (1, 8),
-    }
+    factors = ["factor", "deeper_factor", "hires_factor"]
+    assert limits == {**dict.fromkeys(factors, (1, 8)), "max_depth": (1, 4), "start": (0, 1), "end": (0, 1)}
     steps = {field.name: field.step for field in FIELDS}
-    assert steps["factor"] == steps["deeper_factor"] == 0.5
+    assert [steps[name] for name in factors] == [0.5] * 3
     assert steps["max_depth"] == 1
+    assert [field.name for field in FIELDS if field.zero] == factors
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=NAMES)
@@ -186,53 +200,100 @@ def test_labels_of_the_contract():
     assert {field.name: field.label for field in FIELDS if field.name != "enabled"} == {
         "factor": "Downsample factor",
         "max_depth": "Max depth",
-        "start": "Start step",
-        "end": "End step",
+        "start": "Start",
+        "end": "End",
         "deeper_factor": "Deeper factor",
         "passes": "Hires. fix passes",
-        "auto": "Auto factor",
+        "hires_factor": "Factor in the hires pass",
+        "moving": "Moving grid",
     }
 
 
 # ---- factors and steps
 
 
+GRID = (64, 64)  # the size does not matter to a factor that is given
+
+
+def factors_at(settings, grid=GRID):
+    return [settings.factor_at(depth, grid) for depth in (1, 2, 3, 4)]
+
+
 def test_factor_at_a_depth():
-    settings = Settings(factor=3, deeper_factor=1.5, max_depth=3)
-    assert [settings.factor_at(depth, (64, 64)) for depth in (1, 2, 3, 4)] == [3, 1.5, 1.5, 1]
+    assert factors_at(Settings(factor=3, deeper_factor=1.5, max_depth=3)) == [3, 1.5, 1.5, 1]
+    assert factors_at(Settings(factor=3, deeper_factor=6, max_depth=1)) == [3, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("grid", "factors"),
+    ("factor", "factors"),
     [
-        ((64, 64), [1, 1, 1, 1]),
-        ((128, 128), [2, 1, 1, 1]),  # SD 1.x at 1024
-        ((192, 192), [3, 1.5, 1, 1]),  # 1536
-        ((256, 256), [4, 2, 1, 1]),  # 2048
-        ((512, 512), [8, 4, 2, 1]),
-        ((1024, 1024), [8, 4, 2, 1]),  # never above 8
-        ((160, 160), [2.5, 1.25, 1, 1]),
-        ((96, 64), [1, 1, 1, 1]),  # 1.22 is nearer to 1
-        ((112, 64), [1.5, 1, 1, 1]),  # 1.32 is nearer to 1.5
-        ((80, 80), [1.5, 1, 1, 1]),  # 1.25 lies between: upwards
-        ((1, 1), [1, 1, 1, 1]),
+        (2, [2, 1, 1, 1]),  # the paper's at 1024
+        (3, [3, 1.5, 1, 1]),  # 1536
+        (4, [4, 2, 1, 1]),  # 2048
+        (8, [8, 4, 2, 1]),
+        (1, [1, 1, 1, 1]),
+        (1.5, [1.5, 1, 1, 1]),
+        (5, [5, 2.5, 1.25, 1]),
     ],
 )
-def test_auto_factors(grid, factors):
-    settings = Settings(auto=True, factor=7, deeper_factor=7, max_depth=4)
-    assert [settings.factor_at(depth, grid) for depth in (1, 2, 3, 4)] == factors
+def test_deeper_factor_0_is_half_of_the_one_above(factor, factors):
+    assert factors_at(Settings(factor=factor, max_depth=4)) == factors
+    for max_depth in (1, 2, 3):
+        assert factors_at(Settings(factor=factor, max_depth=max_depth))[max_depth:] == [1] * (4 - max_depth)
 
 
-@given(st.integers(1, 1024), st.integers(1, 1024), st.integers(1, 4))
-def test_auto_factor_is_the_nearest_half(height, width, max_depth):
-    settings = Settings(auto=True, max_depth=max_depth)
-    ideal = math.sqrt(height * width / 4096)
-    top = settings.factor_at(1, (height, width))
-    assert top * 2 == int(top * 2) and 1 <= top <= 8
-    assert abs(top - min(8, max(1, ideal))) <= 0.25
-    for depth in range(2, 5):
-        expected = max(1, settings.factor_at(depth - 1, (height, width)) / 2) if depth <= max_depth else 1
-        assert settings.factor_at(depth, (height, width)) == expected
+@pytest.mark.parametrize(
+    ("grid", "factor"),
+    [
+        ((64, 64), 1),  # up to here all is dense
+        ((1, 1), 1),
+        ((128, 32), 1),
+        ((32, 128), 1),
+    ],
+)
+def test_factor_for_small_grids(grid, factor):
+    assert factor_for(grid) == factor
+
+
+SIDES = st.integers(1, 2048)
+
+
+@given(SIDES, SIDES)
+def test_factor_for_is_the_nearest_half(height, width):
+    factor = factor_for((height, width))
+    if height * width <= DENSE**2:
+        assert factor == 1
+        return
+    ideal = math.sqrt(height * width) / KEPT
+    assert factor * 2 == int(factor * 2) and 1 <= factor <= 8
+    assert abs(factor - min(8, max(1, ideal))) <= 0.25 + 1e-9
+    assert factor_for((width, height)) == factor
+
+
+def test_factor_for_grows_with_the_grid():
+    factors = [factor_for((side, side)) for side in range(64, 1024)]
+    assert factors == sorted(factors)
+    assert factors[0] == 1 and factors[1] > 1 and factors[-1] == 8
+    assert factor_for((5 * KEPT // 2, 5 * KEPT // 2)) == 2.5
+    assert factor_for((9 * KEPT // 4, 9 * KEPT // 4)) == 2.5  # 2.25 lies between: upwards
+
+
+def test_factor_0_looks_at_each_grid():
+    settings = Settings(max_depth=4)
+    for grid in ((64, 64), (96, 96), (128, 128), (256, 256)):
+        assert factors_at(settings, grid) == [factor_for(grid)] * 4
+    assert factors_at(Settings(), (256, 256)) == [factor_for((256, 256))] * 2 + [1, 1]
+    assert factors_at(Settings(deeper_factor=3, max_depth=3), (256, 256)) == [factor_for((256, 256)), 3, 3, 1]
+
+
+def test_hires_pass():
+    settings = Settings(True, 2, 3, 0.1, 0.9, 0, "both", 4, False)
+    assert settings.for_hires_pass() == dataclasses.replace(settings, factor=4)
+    assert factors_at(settings.for_hires_pass()) == [4, 2, 1, 1]
+    for factor in (0, 3):
+        settings = Settings(factor=factor, hires_factor=0)
+        assert settings.for_hires_pass() == settings
+    assert Settings(factor=0, hires_factor=1).for_hires_pass().factor == 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 20, 30, 50, 150])
@@ -266,14 +327,16 @@ def test_steps_in_range(start, end, n, steps):
 
 # ---- infotext
 
+factors = st.just(0) | st.floats(1, 8)
 enabled_settings = st.builds(
     lambda ends, **others: Settings(enabled=True, start=min(ends), end=max(ends), **others),
     ends=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    factor=st.floats(1, 8),
+    factor=factors,
     max_depth=st.integers(1, 4),
-    deeper_factor=st.floats(1, 8),
+    deeper_factor=factors,
     passes=st.sampled_from(["both", "first", "hires"]),
-    auto=st.booleans(),
+    hires_factor=factors,
+    moving=st.booleans(),
 )
 
 
@@ -282,83 +345,92 @@ def test_infotext_brings_all_settings_back(settings):
     texts = to_infotext(settings)
     json.dumps(texts)
     assert all(type(text) is str and "," not in text and ":" not in text for text in texts.values())
-    factor = 2.0 if settings.auto else settings.factor  # with auto it is unused, and not written
-    assert from_infotext(texts) == dataclasses.replace(settings, factor=factor)
+    assert from_infotext(texts) == settings
+
+
+VERSION = {"ToDo version": __version__}
 
 
 def test_infotext_of_defaults_is_short():
-    assert to_infotext(Settings(enabled=True)) == {"ToDo factor": "2", "ToDo max depth": "1"}
+    assert to_infotext(Settings(enabled=True)) == {"ToDo downsample factor": "auto", **VERSION}
 
 
-def test_infotext_says_what_differs_or_matters():
-    assert to_infotext(Settings(True, 3, 2, 0.1, 0.8, 2, "hires")) == {
-        "ToDo factor": "3",
-        "ToDo max depth": "2",
+def test_infotext_says_what_differs():
+    assert to_infotext(Settings(True, 3, 1, 0.1, 0.8, 2, "hires", 4, False)) == {
+        "ToDo downsample factor": "3",
+        "ToDo depths": "1",
         "ToDo start": "0.1",
         "ToDo end": "0.8",
         "ToDo deeper factor": "2",
         "ToDo passes": "hires",
+        "ToDo hires factor": "4",
+        "ToDo moving grid": "False",
+        **VERSION,
     }
-    assert to_infotext(Settings(True, 1.5, deeper_factor=3))["ToDo deeper factor"] == "3"
-    assert to_infotext(Settings(True, auto=True)) == {"ToDo factor": "auto", "ToDo max depth": "1"}
 
 
 def test_infotext_keys():
-    assert set(KEYS) == {
-        "ToDo factor",
-        "ToDo max depth",
-        "ToDo deeper factor",
-        "ToDo start",
-        "ToDo end",
-        "ToDo passes",
-    }
+    keys = ["downsample factor", "depths", "start", "end", "deeper factor", "passes", "hires factor", "moving grid"]
+    assert {f"ToDo {key}" for key in [*keys, "version"]} == KEYS
+    # These are sd-webui-token-downsampling's. Its settings are switched by a text that has them.
+    assert KEYS.isdisjoint(["ToDo factor", "ToDo factor2", "ToDo disable after", "ToDo max depth"])
 
 
 def test_absent_keys_mean_defaults():
-    assert from_infotext({"ToDo factor": "3", "Steps": "20"}) == Settings(enabled=True, factor=3)
+    assert from_infotext({"ToDo downsample factor": "3", "Steps": "20"}) == Settings(enabled=True, factor=3)
+    assert from_infotext({"ToDo end": "0.5"}) == Settings(enabled=True, end=0.5)
+    assert from_infotext(VERSION) == Settings(enabled=True)
 
 
-def test_a_text_without_factor_switches_off():
-    for params in ({}, {"Steps": "20"}, {"ToDo max depth": "2", "ToDo end": "0.5", "ToDo factor2": "3"}):
+def test_a_text_without_our_keys_switches_off():
+    for params in ({}, {"Steps": "20"}, {"ToDo max depth": "2", "ToDo factor2": "3", "ToDo disable after": "0.5"}):
         assert from_infotext(params) == Settings()
 
 
 @pytest.mark.parametrize(
     ("legacy", "expected"),
     [
-        ({"ToDo factor": "2"}, {"factor": 2}),
-        ({"ToDo factor": "3", "ToDo factor2": "1"}, {"factor": 3}),
-        ({"ToDo factor": "3", "ToDo factor2": "1.0"}, {"factor": 3}),
+        ({"ToDo factor": "2"}, {"factor": 2, "max_depth": 1}),
+        ({"ToDo factor": "3", "ToDo factor2": "1"}, {"factor": 3, "max_depth": 1}),
+        ({"ToDo factor": "3", "ToDo factor2": "1.0"}, {"factor": 3, "max_depth": 1}),
         ({"ToDo factor": "3.0", "ToDo factor2": "2"}, {"factor": 3, "deeper_factor": 2, "max_depth": 2}),
         ({"ToDo factor": "4", "ToDo factor2": "1.5"}, {"factor": 4, "deeper_factor": 1.5, "max_depth": 2}),
-        ({"ToDo factor": "2", "ToDo disable after": "0.6"}, {"factor": 2, "end": 0.6}),
-        ({"ToDo factor": "2", "ToDo disable after": "1"}, {"factor": 2}),
+        ({"ToDo factor": "1", "ToDo factor2": "2"}, {"factor": 1, "deeper_factor": 2, "max_depth": 2}),
+        # its older versions: one factor at all depths
+        ({"ToDo factor": "3", "ToDo max depth": "1"}, {"factor": 3, "max_depth": 1}),
+        ({"ToDo factor": "3", "ToDo max depth": "2"}, {"factor": 3, "max_depth": 2, "deeper_factor": 3}),
+        ({"ToDo factor": "2", "ToDo disable after": "0.6"}, {"factor": 2, "max_depth": 1, "end": 0.6}),
+        ({"ToDo factor": "2", "ToDo disable after": "1"}, {"factor": 2, "max_depth": 1}),
     ],
 )
-def test_texts_of_the_older_extension(legacy, expected):
-    assert from_infotext(legacy) == Settings(enabled=True, **expected)
+def test_texts_of_sd_webui_token_downsampling(legacy, expected):
+    assert from_infotext(legacy) == Settings(enabled=True, moving=False, **expected)
 
 
 def test_a_text_that_both_extensions_wrote_into():
     settings = Settings(enabled=True, factor=3, max_depth=3, deeper_factor=1.5, end=0.8)
+    theirs = {"ToDo factor": "2.0", "ToDo factor2": "2.0", "ToDo disable after": "0.5"}
     for own in (settings, Settings(enabled=True)):
-        theirs = {"ToDo factor2": "2.0", "ToDo disable after": "0.5"}
         assert from_infotext({**theirs, **to_infotext(own)}) == own
 
 
 @pytest.mark.parametrize(
     ("params", "name"),
     [
-        ({"ToDo factor": "two"}, "factor"),
-        ({"ToDo factor": "nan"}, "factor"),
-        ({"ToDo factor": "9"}, "factor"),
-        ({"ToDo factor": ""}, "factor"),
-        ({"ToDo factor": "2", "ToDo max depth": "1.5"}, "max_depth"),
-        ({"ToDo factor": "2", "ToDo max depth": "auto"}, "max_depth"),
-        ({"ToDo factor": "2", "ToDo start": "-1"}, "start"),
-        ({"ToDo factor": "2", "ToDo end": "inf"}, "end"),
-        ({"ToDo factor": "2", "ToDo start": "0.5", "ToDo end": "0.2"}, "end"),
-        ({"ToDo factor": "2", "ToDo passes": "none"}, "passes"),
+        ({"ToDo downsample factor": "two"}, "factor"),
+        ({"ToDo downsample factor": "nan"}, "factor"),
+        ({"ToDo downsample factor": "9"}, "factor"),
+        ({"ToDo downsample factor": ""}, "factor"),
+        ({"ToDo depths": "1.5"}, "max_depth"),
+        ({"ToDo depths": "auto"}, "max_depth"),
+        ({"ToDo start": "-1"}, "start"),
+        ({"ToDo end": "inf"}, "end"),
+        ({"ToDo start": "0.5", "ToDo end": "0.2"}, "end"),
+        ({"ToDo passes": "none"}, "passes"),
+        ({"ToDo deeper factor": "auto"}, "deeper_factor"),
+        ({"ToDo hires factor": "0.5"}, "hires_factor"),
+        ({"ToDo moving grid": "1"}, "moving"),
+        ({"ToDo factor": "auto"}, "factor"),
         ({"ToDo factor": "2", "ToDo factor2": "x"}, "deeper_factor"),
         ({"ToDo factor": "2", "ToDo factor2": "99"}, "deeper_factor"),
         ({"ToDo factor": "2", "ToDo disable after": "late"}, "end"),

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 from client import RequestFailed, assert_keys
 
+PAPER = {"factor": 2, "max_depth": 1, "moving": False}
+
 BAD = [
-    ([True, 9], "factor", "9", "1 to 8"),
+    ([True, 9], "factor", "9", "0, or a number from 1 to 8"),
     ([True, "2"], "factor", "'2'", "1 to 8"),
     ([True, None], "factor", "None", "1 to 8"),
-    ([1], "enabled", "1", "true or false"),
     ([True, 2, 2.5], "max_depth", "2.5", "1 to 4"),
     ([True, 2, 5], "max_depth", "5", "1 to 4"),
     ([True, 2, 1, -0.1], "start", "-0.1", "0 to 1"),
     ([True, 2, 1, 0.6, 0.5], "end", "0.5", "start = 0.6"),
     ([True, 2, 1, 0, 1, 0.5], "deeper_factor", "0.5", "1 to 8"),
     ([True, 2, 1, 0, 1, 2, "second"], "passes", "'second'", "'both', 'first', 'hires'"),
-    ([True, 2, 1, 0, 1, 2, "both", "yes"], "auto", "'yes'", "true or false"),
-    ({"enabled": True, "facotr": 3}, "facotr", "3", "enabled, factor, max_depth"),
-    ({"enabled": True, "end": 2}, "end", "2", "0 to 1"),
-    ([False, 99], "factor", "99", "1 to 8"),
+    ([True, 2, 1, 0, 1, 2, "both", False], "hires_factor", "False", "1 to 8"),
+    ([True, 2, 1, 0, 1, 2, "both", 0, "yes"], "moving", "'yes'", "true or false"),
+    ({"facotr": 3}, "facotr", "3", "enabled, factor, max_depth"),
+    ({"enabled": 1}, "enabled", "1", "true or false"),
+    ({"end": 2}, "end", "2", "0 to 1"),
 ]
 
 
@@ -37,38 +39,58 @@ def test_bad_values_fail_img2img_and_the_next_request_works(client):
     with pytest.raises(RequestFailed, match="factor = 9 is not allowed"):
         client.img2img(image, todo=[True, 9])
     with client.recording() as record:
-        client.img2img(image, todo=[True, 4])
+        client.img2img(image, todo={**PAPER, "factor": 4})
     assert_keys(record, lambda a: 4 if a.depth == 1 else 1)
+
+
+@pytest.mark.parametrize("todo", [[None, 2], [0.5, "comma", 1], [False, 99], {"enabled": False, "factor": 99}])
+def test_arguments_that_are_not_for_todo(client, webui, todo):
+    """As in a queue's tasks from before ToDo was installed. What cannot be meant for ToDo is logged once."""
+    position = webui.log_size()
+    made = client.txt2img(todo, n_iter=2)
+    assert "ToDo" not in made.infotext
+    warned = webui.log_since(position).count("ToDo is off: enabled = 0.5 is neither true nor false")
+    assert warned == (todo == [0.5, "comma", 1])
 
 
 def test_a_list_and_a_dictionary_say_the_same(client):
     one = client.txt2img([True, 3, 2, 0, 0.8, 1.5])
-    other = client.txt2img({"enabled": True, "factor": 3, "max_depth": 2.0, "end": 0.8, "deeper_factor": 1.5})
+    other = client.txt2img({"factor": 3, "max_depth": 2.0, "end": 0.8, "deeper_factor": 1.5})
     assert np.array_equal(one.image, other.image) and one.infotext == other.infotext
 
 
 def test_missing_arguments_take_defaults(client):
-    assert np.array_equal(client.txt2img([True]).image, client.txt2img([True, 2, 1, 0, 1, 2, "both", False]).image)
+    every = [True, 2, 2, 0, 1, 0, "both", 0, True]
+    assert np.array_equal(client.txt2img([True, 2]).image, client.txt2img(every).image)
+
+
+def test_missing_arguments_beside_an_infotext(client):
+    """As the host has it for all scripts, they are what the infotext says."""
+    text = client.txt2img({"factor": 4, "max_depth": 1, "end": 0.5}).infotext
+    assert (
+        "ToDo downsample factor: 2, ToDo depths: 1, ToDo end: 0.5, "
+        in client.txt2img([True, 2], infotext=text).infotext
+    )
 
 
 def test_the_script_is_listed(client):
     assert "todo" in client.get("/sdapi/v1/scripts")["txt2img"]
     info = [script for script in client.get("/sdapi/v1/script-info") if script["name"] == "todo"]
     assert [script["is_img2img"] for script in info] == [False, True]
-    assert len(info[0]["args"]) == 8
+    assert len(info[0]["args"]) == 9
 
 
 # ---- infotext
 
 
 INFOTEXTS = [
-    ([True], "ToDo factor: 2, ToDo max depth: 1"),
-    ([True, 2.5, 3], "ToDo factor: 2.5, ToDo max depth: 3, ToDo deeper factor: 2"),
+    ([True], "ToDo downsample factor: auto, ToDo version: "),
+    ([True, 2.5, 3], "ToDo downsample factor: 2.5, ToDo depths: 3, ToDo version: "),
     (
-        [True, 4, 2, 0.1, 0.8, 3, "hires"],
-        "ToDo factor: 4, ToDo max depth: 2, ToDo start: 0.1, ToDo end: 0.8, ToDo deeper factor: 3, ToDo passes: hires",
+        [True, 4, 1, 0.1, 0.8, 3, "hires", 2, False],
+        "ToDo downsample factor: 4, ToDo depths: 1, ToDo start: 0.1, ToDo end: 0.8, ToDo deeper factor: 3, "
+        "ToDo passes: hires, ToDo hires factor: 2, ToDo moving grid: False, ToDo version: ",
     ),
-    ({"enabled": True, "auto": True, "max_depth": 2}, "ToDo factor: auto, ToDo max depth: 2"),
 ]
 
 
@@ -76,7 +98,7 @@ INFOTEXTS = [
 def test_infotext_restores_the_settings(client, todo, text):
     # Without hires fix: there the host itself refuses what its own infotext says of the hires sampler.
     made = client.txt2img(todo)
-    assert text + ", " in made.infotext
+    assert text in made.infotext
     again = client.txt2img(infotext=made.infotext)
     assert again.infotext == made.infotext
     assert np.array_equal(again.image, made.image)
@@ -95,15 +117,26 @@ def test_infotext_of_the_other_extension(client):
     text = client.txt2img().infotext + ", ToDo factor: 2.0, ToDo factor2: 1.5, ToDo disable after: 0.5"
     with client.recording() as record:
         made = client.txt2img(infotext=text)
-    assert "ToDo factor: 2, ToDo max depth: 2, ToDo end: 0.5, ToDo deeper factor: 1.5" in made.infotext
+    assert (
+        "ToDo downsample factor: 2, ToDo end: 0.5, ToDo deeper factor: 1.5, ToDo moving grid: False, " in made.infotext
+    )
     assert_keys(record, lambda a: {1: 2, 2: 1.5}.get(a.depth, 1) if a.step < 2 else 1)
 
 
 def test_bad_infotext_fails_the_request(client):
     text = client.txt2img().infotext
-    for bad in ("ToDo factor: 99", "ToDo factor: many", "ToDo factor: 2, ToDo max depth: 2.5"):
+    for bad in ("ToDo downsample factor: 99", "ToDo downsample factor: many", "ToDo depths: 2.5"):
         with pytest.raises(RequestFailed, match="is not allowed"):
             client.txt2img(infotext=f"{text}, {bad}")
+
+
+def test_fields_to_disregard(client):
+    text = client.txt2img({**PAPER, "end": 0.5}).infotext
+    with client.options(infotext_skip_pasting=["ToDo end"]):
+        made = client.txt2img(infotext=text)
+    assert "ToDo depths: 1" in made.infotext and "ToDo end" not in made.infotext
+    with client.options(infotext_skip_pasting=["ToDo"]):
+        assert "ToDo" not in client.txt2img(infotext=text).infotext
 
 
 # ---- comment
@@ -121,19 +154,19 @@ def comment(client, todo, generate="txt2img", **request):
 def test_comments(client):
     assert comment(client, None) is None
     assert comment(client, [False]) is None
-    assert comment(client, [True]) == "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), 4 of 4 steps"
-    assert comment(client, [True, 2, 2, 0, 0.5], n_iter=2) == (
-        "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), depth 2: 8x4 tokens, keys from 4x2 (5 layers), "
-        "2 of 4 steps"
+    assert comment(client, PAPER) == "ToDo: depth 1: 16x8 tokens, keys from 8x4 (5 layers), 4 of 4 steps"
+    assert comment(client, {"factor": 2, "deeper_factor": 2, "end": 0.5, "moving": False}, n_iter=2) == (
+        "ToDo: 2 samplings: depth 1: 16x8 tokens, keys from 8x4 (5 layers), "
+        "depth 2: 8x4 tokens, keys from 4x2 (5 layers), 2 of 4 steps"
     )
-    assert comment(client, [True], "hires") == (
+    assert comment(client, PAPER, "hires") == (
         "ToDo: first pass: depth 1: 8x8 tokens, keys from 4x4 (5 layers), 4 of 4 steps; "
         "hires pass: depth 1: 16x16 tokens, keys from 8x8 (5 layers), 3 of 3 steps"
     )
     assert "first pass: left dense, because passes = hires; hires pass: depth 1" in comment(
-        client, {"enabled": True, "passes": "hires"}, "hires"
+        client, {**PAPER, "passes": "hires"}, "hires"
     )
-    assert "factor is 1 at this size" in comment(client, {"enabled": True, "auto": True})
+    assert "factor is 1 at this size" in comment(client, [True])
     assert "no sampling step is between start and end" in comment(client, [True, 2, 1, 0.9])
 
 
@@ -148,17 +181,15 @@ def plot(client, axes, todo=None, **request):
 
 
 def test_axes_are_there(client):
-    names = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Auto"]
+    names = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Hires factor", "Moving grid"]
     assert {f"[ToDo] {name}" for name in names} <= set(client.get("/probe/xyz_axes"))
 
 
 def test_axes_act(client):
-    _, record = plot(client, [("[ToDo] Factor", "1.5, 2, 4"), ("[ToDo] Enabled", "False, True")], [False], steps=1)
+    _, record = plot(client, [("[ToDo] Factor", "1.5, 2, 4"), ("[ToDo] Enabled", "False, True")], PAPER, steps=1)
     keys = [{a.keys for a in call} for call in calls_at_depth_1(record)]
     assert keys == [{128}] * 3 + [{5 * 10}, {32}, {8}]
-    _, record = plot(
-        client, [("[ToDo] Max depth", "1, 2"), ("[ToDo] Deeper factor", "2, 3")], {"enabled": True}, steps=1
-    )
+    _, record = plot(client, [("[ToDo] Max depth", "1, 2"), ("[ToDo] Deeper factor", "2, 3")], PAPER, steps=1)
     assert [{a.keys for a in record.attentions[i * 16 : i * 16 + 16] if a.depth == 2} for i in range(4)] == [
         {32}, {8}, {32}, {2},
     ]  # fmt: skip
@@ -172,7 +203,7 @@ def test_axes_do_not_leak_into_other_cells(client):
     _, record = plot(client, [("[ToDo] End", "0.5, 1"), ("[ToDo] Enabled", "True, False")])
     infotexts = [generation["infotexts"][0] for generation in record.generations]
     assert ["ToDo end: 0.5" in text for text in infotexts] == [True, False, False, False]
-    assert ["ToDo factor" in text for text in infotexts] == [True, True, False, False]
+    assert ["ToDo version" in text for text in infotexts] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -182,3 +213,19 @@ def test_axes_do_not_leak_into_other_cells(client):
 def test_axes_reject_bad_values_before_anything_runs(client, label, values):
     with pytest.raises(RequestFailed, match="is not allowed"):
         plot(client, [(f"[ToDo] {label}", values)], [True])
+
+
+def test_axes_while_todo_is_off(client):
+    """Under the plot stands why they change nothing."""
+    _, record = plot(client, [("[ToDo] Factor", "2, 4")], [False], steps=1)
+    assert [generation["comments"] for generation in record.generations] == [
+        "[ToDo] Factor: no effect while ToDo is off\n"
+    ] * 2
+
+
+def test_a_cell_whose_values_do_not_go_together(client):
+    """It stays empty, and under the plot stands why."""
+    _, record = plot(client, [("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.25, 1")], PAPER, steps=1)
+    assert len(record.generations) == 3
+    hint = "cells that are not allowed stay empty (ToDo: end = 0.25 is not allowed: it must not be below start = 0.5"
+    assert hint in record.generations[0]["comments"]

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import HTTPException
+
 from todo_lib.settings import FIELDS, Settings, SettingsError
+
+logger = logging.getLogger("ToDo")
+
+NAMES = tuple(field.name for field in FIELDS)
 
 
 def settings_from(args: Sequence[Any]) -> Settings:
     """Settings from positional arguments. Missing ones at the end take their defaults.
 
-    A mapping in the first place names settings and goes before the positional values.
+    A mapping in the first place names settings, goes before the positional values, and switches on unless it says
+    `"enabled": False`.
+    Where ToDo is not asked for, all else is left unread: it may be another extension's list.
     Raises SettingsError for a wrong value, an unknown name or too many values.
     """
-    if len(args) > len(FIELDS):
-        raise SettingsError(f"ToDo: {len(args)} arguments are not allowed: there are {len(FIELDS)} settings")
-    names = [field.name for field in FIELDS]
-    values = dict(zip(names, args, strict=False))
-    if args and isinstance(args[0], Mapping):
-        del values["enabled"]
-        values.update(args[0])
+    values = values_by_name(args)
+    if values["enabled"] is False:
+        return Settings()
+    if len(args) > len(NAMES):
+        raise SettingsError(f"ToDo: {len(args)} arguments are not allowed: there are {len(NAMES)} settings")
     for name, value in values.items():
-        if name not in names:
-            allowed = ", ".join(names)
-            raise SettingsError(f"ToDo: unknown argument {name!r} = {value!r}: the arguments are {allowed}")
+        if name not in NAMES:
+            raise SettingsError(f"ToDo: unknown argument {name!r} = {value!r}: the arguments are {', '.join(NAMES)}")
     return Settings(**values)
+
+
+def values_by_name(args: Sequence[Any]) -> dict[str, Any]:
+    """The values that are there, unchecked, and `enabled`, which is False where ToDo is not asked for."""
+    values = dict(zip(NAMES, args, strict=False))
+    first = values.get("enabled")
+    if isinstance(first, Mapping):
+        return {**values, "enabled": True, **first}
+    return {**values, "enabled": first is True}
+
+
+def warn_of_foreign(args: Sequence[Any]) -> None:
+    """Log arguments that cannot be meant for ToDo, such as those of a list that has slipped."""
+    first = args[0] if args else None
+    if not (first is None or isinstance(first, (bool, Mapping))):
+        logger.warning("ToDo is off: enabled = %r is neither true nor false, so the arguments are not for it", first)
 
 
 def enabled_settings(args: Sequence[Any]) -> Settings | None:
@@ -40,11 +62,14 @@ def enabled_settings(args: Sequence[Any]) -> Settings | None:
     return settings if settings.enabled else None
 
 
-class Refusal(SettingsError):
-    """An error that the API answers with its message and status 422, Unprocessable Entity."""
+class Refusal(HTTPException, SettingsError):
+    """An error that the API answers with its message and status 422, Unprocessable Entity.
 
-    status_code = 422
+    Of an HTTPException, unlike others, the API prints no traceback.
+    """
 
     def __init__(self, message: str):
-        super().__init__(message)
-        self.detail = message
+        super().__init__(422, message)
+
+    def __str__(self) -> str:
+        return str(self.detail)

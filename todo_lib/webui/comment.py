@@ -1,33 +1,94 @@
-"""The line under the image: what was done in each pass, or why nothing was."""
+"""The line under the image: what was done in each sampling, or why nothing was."""
 
 from __future__ import annotations
 
 import logging
+import weakref
+from collections import Counter
+from typing import Any
 
-from todo_lib.webui.hosts import Processing
+from todo_lib.webui.hosts import Processing, is_plotted
 
 logger = logging.getLogger("ToDo")
 
+Samplings = dict[tuple[str, str], int]
+"""(name of a sampling, what was done in it) -> how many there were."""
 
-def start(p: Processing) -> None:
-    """Begin the line of a generation anew.
+SHOWN = 4
+"""How many different samplings are told one by one."""
 
-    Copies of one processing object share the dictionary of comments: the cells of an X/Y/Z plot, whose lines would
-    show up in the next one, and the copy on which a detailer calls all scripts again, which must not take the line
-    from the original.
+
+class Line(str):
+    """The line, among the comments of the processing object. It knows the samplings that it sums up.
+
+    Copies of a processing object share the dictionary of comments. So samplings of them all come together here,
+    whatever copies a script makes, and whether the original or a copy is shown in the end.
+
+    results: what the host has shown or will show, and what has this line in its comments.
     """
-    p.comments = {text: v for text, v in p.comments.items() if not text.startswith("ToDo: ")}
+
+    samplings: Samplings
+    results: list[weakref.ref[Any]]
+
+    @classmethod
+    def of(cls, samplings: Samplings, results: list[weakref.ref[Any]]) -> Line:
+        line = cls(f"ToDo: {_summary(samplings)}")
+        line.samplings, line.results = samplings, results
+        return line
+
+
+def begin(p: Processing) -> None:
+    """Note which cell this is, if a plot is made.
+
+    All that is shown under a plot is the comments of its first cell.
+    """
+    if is_plotted(p) and not hasattr(p, "todo_cell"):  # copies of a cell belong to it
+        vars(p)["todo_cell"] = "other cells" if _line_of(p) else "first cell"
 
 
 def tell(p: Processing, name: str, text: str) -> None:
-    """Say what was done in the pass of this name. Of several batches the last one has the word."""
-    passes = getattr(p, "todo_passes", {})  # not there if another script has switched ToDo on after process()
-    p.comments.pop(_line(passes), None)
-    passes = {**passes, name: text}
-    vars(p)["todo_passes"] = passes
-    p.comment(_line(passes))
-    logger.debug(_line(passes))
+    """Say what was done in a sampling.
+
+    name: of the pass; empty where there are none.
+    """
+    name = ", ".join(filter(None, [getattr(p, "todo_cell", ""), name]))
+    old = _line_of(p)
+    samplings = dict(old.samplings) if old else {}
+    samplings[name, text] = samplings.get((name, text), 0) + 1
+    line = Line.of(samplings, old.results if old else [])
+    if old:
+        del p.comments[old]
+        for result in filter(None, [reference() for reference in old.results]):
+            result.comments = result.comments.replace(f"{old}\n", f"{line}\n")
+    p.comment(line)
+    logger.debug(line)
 
 
-def _line(passes: dict[str, str]) -> str:
-    return "ToDo: " + "; ".join(f"{name}: {text}" if name else text for name, text in passes.items())
+def end(p: Processing, processed: Any) -> None:
+    """Keep the line right in this result of a generation when more samplings follow.
+
+    A batch of img2img shows the first file's result for all files.
+    """
+    if line := _line_of(p):
+        line.results.append(weakref.ref(processed))
+
+
+def _line_of(p: Processing) -> Line | None:
+    return next((comment for comment in p.comments if isinstance(comment, Line)), None)
+
+
+def _summary(samplings: Samplings) -> str:
+    kinds = Counter(name for name, _ in samplings)
+    parts = []
+    for (name, text), count in list(samplings.items())[:SHOWN]:
+        words = [name] if name else []
+        if count > 1 or kinds[name] > 1 or (len(samplings) > 1 and not name):
+            words.append(_samplings(count))
+        parts.append(f"{', '.join(words)}: {text}" if words else text)
+    if rest := sum(list(samplings.values())[SHOWN:]):
+        parts.append(f"{_samplings(rest)} with other grids or steps")
+    return "; ".join(parts)
+
+
+def _samplings(count: int) -> str:
+    return f"{count} sampling{'s' if count != 1 else ''}"

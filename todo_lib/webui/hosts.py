@@ -5,7 +5,7 @@ A new host or a sampler with a quirk is added in this file alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,10 +46,31 @@ class Processing(Protocol):
 
     comments: dict[str, int]
     extra_generation_params: dict[str, Any]
+    firstpass_image: Any
     sampler: Sampler
     sample: Callable[..., Any]
+    scripts: Any
+    script_args: Sequence[Any]
 
     def comment(self, text: str) -> None: ...
+
+
+def arguments_of(p: Processing) -> Sequence[Any]:
+    """The arguments of ToDo's script in this processing object; none where it is not among its scripts."""
+    for script in getattr(p.scripts, "alwayson_scripts", ()):
+        if script.title() == "ToDo":
+            return p.script_args[script.args_from : script.args_to]
+    return ()
+
+
+def is_plotted(p: Processing) -> bool:
+    """Whether the script "X/Y/Z plot" runs: it makes each cell from a copy of one processing object.
+
+    The first argument is the number of the script that was selected, 0 being none.
+    """
+    scripts = getattr(p.scripts, "selectable_scripts", ())
+    number = p.script_args[0] if p.script_args else 0
+    return isinstance(number, int) and 0 < number <= len(scripts) and scripts[number - 1].title() == "X/Y/Z plot"
 
 
 def unet_of(sd_model: Any) -> nn.Module:

@@ -13,7 +13,7 @@ _FACTOR = "ToDo downsample factor"
 _VERSION = "ToDo version"
 _AUTO = "auto"  # stands for the factor 0
 
-KEYS = (*_FIELDS, _VERSION)
+KEYS = frozenset((*_FIELDS, _VERSION))
 """All keys that are written. No other extension writes or reads any of them."""
 
 
@@ -28,20 +28,20 @@ def to_infotext(settings: Settings) -> dict[str, str]:
 
 
 def from_infotext(params: Mapping[str, Any]) -> Settings:
-    """Settings from an image's parsed infotext. Absent keys mean defaults, no factor means switched off.
+    """Settings from an image's parsed infotext. Absent keys mean defaults, none of ours means switched off.
 
     A text of the extension sd-webui-token-downsampling is read as what it did. Where both extensions wrote into one
     text, ours counts.
     Raises SettingsError for values that cannot be read or are not allowed.
     """
-    if _FACTOR not in params:
+    if KEYS.isdisjoint(params):
         return _from_other_extension(params)
     values = {field.name: _value(field, params[key]) for key, field in _FIELDS.items() if key in params}
     return Settings(enabled=True, **values)
 
 
 def _from_other_extension(params: Mapping[str, Any]) -> Settings:
-    """What sd-webui-token-downsampling wrote. Its older versions had a max depth in place of a second factor."""
+    """What sd-webui-token-downsampling wrote. Its older versions had one factor for all depths, and a max depth."""
     if "ToDo factor" not in params:
         return Settings()
     keys = {"ToDo factor": "factor", "ToDo max depth": "max_depth", "ToDo disable after": "end"}
@@ -49,8 +49,8 @@ def _from_other_extension(params: Mapping[str, Any]) -> Settings:
     deeper = _number("deeper_factor", params.get("ToDo factor2", 1))
     if deeper > 1:
         values.update(deeper_factor=deeper, max_depth=2)
-    elif "max_depth" not in values:
-        values["max_depth"] = 1
+    elif values.setdefault("max_depth", 1) > 1:
+        values["deeper_factor"] = values["factor"]
     return Settings(enabled=True, moving=False, **values)
 
 

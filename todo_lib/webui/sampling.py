@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from modules import shared
-from modules.sd_samplers_common import Sampler as HostSampler
 
 from todo_lib.patch import Patch
 from todo_lib.settings import Settings, SettingsError
 from todo_lib.webui import comment
-from todo_lib.webui.arguments import Refusal, settings_from
-from todo_lib.webui.hosts import Processing, Sampler, unet_of
+from todo_lib.webui.arguments import Refusal, enabled_settings, settings_from
+from todo_lib.webui.early import EarlyCalls
+from todo_lib.webui.hosts import Denoiser, Processing, Sampler, arguments_of, unet_of
 from todo_lib.webui.steps import StepSearch
 
 
-class PatchedSampling:
+class DenseSampling:
+    """A sampling that is under way, and is left dense."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+
+    def before_step(self, sigma: torch.Tensor) -> None:
+        """The host is about to call the U-Net."""
+
+
+class PatchedSampling(DenseSampling):
     """A sampling that is under way: the patch, and the search for the step that the sampler is in."""
 
     def __init__(self, sampler: Sampler, settings: Settings, device: torch.device, schedule: dict[str, Any]):
-        self.denoiser = sampler.model_wrap_cfg
+        super().__init__(sampler.model_wrap_cfg)
         self.steps = StepSearch(sampler, schedule, device)
         self.patch = Patch(unet_of(shared.sd_model), settings, self.steps.step)
+        self.patch.report.planned_steps = self.steps.number
 
     def before_step(self, sigma: torch.Tensor) -> None:
         """The host is about to call the U-Net, maybe another one than before: it may have switched to a refiner."""
@@ -33,19 +43,28 @@ class PatchedSampling:
         self.patch.before_unet(unet_of(shared.sd_model))
 
 
-_running: PatchedSampling | None = None
+_running: DenseSampling | None = None
 
 
 def on_cfg_denoiser(params: Any) -> None:
     """The host's callback before each call of the U-Net."""
-    if _running is not None and params.denoiser is _running.denoiser:
+    if _running is None:
+        _tell_if_unreached(params.denoiser)
+    elif params.denoiser is _running.denoiser:
         _running.before_step(params.sigma)
 
 
-def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, name: str = "") -> None:
+def _tell_if_unreached(denoiser: Any) -> None:
+    """Say so if this sampling, which nobody has announced, begins now for a processing object with ToDo."""
+    p = getattr(denoiser, "p", None)
+    if p is not None and not denoiser.step and enabled_settings(arguments_of(p)):
+        comment.tell(p, "", "left dense, because another extension began it where ToDo could not reach it")
+
+
+def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, of_passes: bool = True) -> None:
     """A sampler is about to run for p, with these arguments of the script: downsample it, leave it, or refuse them.
 
-    name: how the line under the image calls this sampling, where it is no pass of hires fix.
+    of_passes: whether it may be a pass of hires fix.
     """
     try:
         settings = settings_from(args)
@@ -54,42 +73,22 @@ def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, name: 
         return
     if not settings.enabled:
         return
-    this_pass = "hires" if getattr(p, "is_hr_pass", False) else "first"
-    if getattr(p, "enable_hr", False):
+    name = ""
+    if of_passes and getattr(p, "enable_hr", False):
+        this_pass = "hires" if getattr(p, "is_hr_pass", False) else "first"
         name = f"{this_pass} pass"
         if settings.passes not in ("both", this_pass):
-            comment.tell(p, name, f"left dense, because passes = {settings.passes}")
+            reason = f"left dense, because passes = {settings.passes}"
+            _instead_of_sampling(sampler, functools.partial(_sample_dense, p, name, reason))
             return
         if this_pass == "hires":
             settings = settings.for_hires_pass()
-    _instead_of_sampling(sampler, functools.partial(_sample_downsampled, p, name, settings))
+    _instead_of_sampling(sampler, functools.partial(_sample_downsampled, p, name, settings, EarlyCalls(sampler)))
 
 
-def announce_samplings(p: Processing, args: Sequence[Any]) -> None:
-    """Call `before_sampling` before each sampling in another extension's replacement of `p.sample`.
-
-    A replacement may sample as often as it likes, and need not call the scripts before.
-    """
-    sample = p.sample
-    numbers = itertools.count(1)
-
-    def run(*sample_args: Any, **kwargs: Any) -> Any:
-        p.sample = sample
-        launch = HostSampler.launch_sampling
-
-        def launch_announced(sampler: Sampler, *launch_args: Any, **launch_kwargs: Any) -> Any:
-            # The sampler may be one that nobody else knows. A generation inside the sampling has a p of its own.
-            if p is sampler.p and not hasattr(sampler.func, "todo_sample"):
-                before_sampling(p, args, sampler, f"sampling {next(numbers)}")
-            return launch(sampler, *launch_args, **launch_kwargs)
-
-        HostSampler.launch_sampling = launch_announced
-        try:
-            return sample(*sample_args, **kwargs)
-        finally:
-            HostSampler.launch_sampling = launch
-
-    p.sample = run
+def is_announced(sampler: Sampler) -> bool:
+    """Whether `before_sampling` has been called for the next sampling of this sampler, and has had to do with it."""
+    return hasattr(sampler.func, "todo_sample")
 
 
 def _instead_of_sampling(sampler: Sampler, replacement: Callable[..., Any]) -> None:
@@ -113,16 +112,31 @@ def _refuse(message: str, *args: Any, **kwargs: Any) -> None:
     raise Refusal(message)
 
 
+def _sample_dense(
+    p: Processing, name: str, reason: str, sample: Callable[..., Any], sampler: Sampler, *args: Any, **schedule: Any
+) -> Any:
+    comment.tell(p, name, reason)
+    return _run(DenseSampling(sampler.model_wrap_cfg), functools.partial(sample, *args, **schedule))
+
+
 def _sample_downsampled(
-    p: Processing, name: str, settings: Settings, sample: Callable[..., Any], sampler: Sampler,
+    p: Processing, name: str, settings: Settings, early: EarlyCalls, sample: Callable[..., Any], sampler: Sampler,
     model: Any, x: torch.Tensor, *args: Any, **schedule: Any,
 ) -> Any:  # fmt: skip
-    global _running
-    outer, _running = _running, PatchedSampling(sampler, settings, x.device, schedule)
-    patch, steps = _running.patch, _running.steps
+    early.stop()
+    running = PatchedSampling(sampler, settings, x.device, schedule)
     try:
-        with patch, steps.watching(sample, schedule) as watched_schedule:
-            return sample(model, x, *args, **watched_schedule)
+        with running.patch, running.steps.watching(sample, schedule) as watched_schedule:
+            return _run(running, functools.partial(sample, model, x, *args, **watched_schedule))
+    finally:
+        done = str(running.patch.report)
+        comment.tell(p, name, f"{done}, {early.count} U-Net calls before it left dense" if early.count else done)
+
+
+def _run(sampling: DenseSampling, sample: Callable[[], Any]) -> Any:
+    global _running
+    outer, _running = _running, sampling
+    try:
+        return sample()
     finally:
         _running = outer
-        comment.tell(p, name, str(patch.report))

@@ -31,12 +31,14 @@ class StepSearch:
     sampler: the host's, which is about to run.
     schedule: the keyword arguments of its sampling function.
     device: where the latent is.
+
+    number: of the steps; None where the sampler itself finds it out on its way.
     """
 
     def __init__(self, sampler: Sampler, schedule: Schedule, device: torch.device):
-        self._steps = steps_of(sampler, schedule)
-        self._noise = NoiseSchedule(sampler.model_wrap_cfg, schedule, device) if self._steps is None else None
-        self._loop = SamplerLoop(sampler.model_wrap_cfg, self._steps)
+        self.number = steps_of(sampler, schedule)
+        self._noise = NoiseSchedule(sampler.model_wrap_cfg, schedule, device) if self.number is None else None
+        self._loop = SamplerLoop(sampler.model_wrap_cfg, self.number)
         self._reports = StepReports(sampler.model_wrap_cfg)
         self._count = CallCount(sampler.model_wrap_cfg, quirks_of(sampler.config.name).calls_before_second_step)
 
@@ -49,14 +51,14 @@ class StepSearch:
     def before_call(self, sigma: torch.Tensor) -> None:
         """Tell that the sampler calls the model with this noise level."""
         if self._noise is not None:
-            self._noise.see(sigma)
+            self._noise.see(sigma, self._reports.count)
 
     def step(self) -> Step:
         """The current step. Calls after the last step count as part of it."""
         if self._noise is not None:
             return Step(self._reports.count, self._noise.position())
         index = next(step for step in (self._loop.step, self._reports.step, self._count.step) if step is not None)
-        steps = max(self._steps or 0, 1)  # a sampling of no steps may still call the model
+        steps = max(self.number or 0, 1)  # a sampling of no steps may still call the model
         index = min(index, steps - 1)
         return Step(index, index / steps)
 
@@ -76,16 +78,27 @@ def steps_of(sampler: Sampler, schedule: Schedule) -> int | None:
 
 
 class NoiseSchedule:
-    """The first witness: how far the noise has come between its first and its last level, in timesteps."""
+    """The first witness: how far the noise has come between its first and its last level, in timesteps.
+
+    All calls of a step belong to the place where it begins. So does a step that fails and is tried again: noise that
+    goes back for that is no step back.
+    """
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule, device: torch.device):
         self._denoiser = denoiser
         first, last = _noise_range(schedule)
         self._first = self._now = self._timestep(torch.as_tensor(first, device=device))
         self._last = self._timestep(torch.as_tensor(last, device=device))
+        self._reports = 0
 
-    def see(self, sigma: torch.Tensor) -> None:
-        self._now = self._timestep(sigma)
+    def see(self, sigma: torch.Tensor, reports: int) -> None:
+        """Note the noise of a call.
+
+        reports: the steps that the sampler has reported so far. One that has reported none may never report any.
+        """
+        if not reports or reports != self._reports:
+            self._now = self._timestep(sigma)
+        self._reports = reports
 
     def position(self) -> float:
         way = (self._first - self._now) / ((self._first - self._last) or 1)

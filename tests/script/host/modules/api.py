@@ -1,14 +1,9 @@
 """The API: how a request becomes script arguments, and what is answered when it fails."""
 
 import gradio as gr
+from fastapi import HTTPException
 from modules import errors, infotext_utils, processing, ui
 from modules.shared import state
-
-
-class HTTPException(Exception):
-    def __init__(self, status_code, detail):
-        self.status_code = status_code
-        self.detail = detail
 
 
 class Api:
@@ -42,7 +37,7 @@ class Api:
         params = infotext_utils.parse_generation_parameters(infotext)
         inputs = ui.runners()[tab].inputs
         args = {}
-        for field in infotext_utils.paste_fields[tab]:
+        for field in infotext_utils.paste_fields[tab]["fields"]:
             value, kind = field.function(params), type(field.component.value)
             if value is not None and kind is not type(None):
                 args[inputs.index(field.component)] = value if isinstance(value, kind) else kind(value)
@@ -57,11 +52,12 @@ class Api:
             p = ui.JOBS[tab](**request)
             p.scripts = ui.runners()[tab]
             p.script_args = args
+            p.scripts.setup(p)
             state.begin()
             result = processing.process_images(p)
         except Exception as e:
             if not isinstance(e, HTTPException):
-                errors.report("API error")
+                errors.report("API error")  # with a traceback
             body = {"error": type(e).__name__, "detail": vars(e).get("detail", ""), "errors": str(e)}
             return vars(e).get("status_code", 500), body
         finally:

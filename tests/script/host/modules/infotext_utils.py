@@ -4,8 +4,9 @@ import json
 import re
 
 from modules import errors
+from modules.shared import opts
 
-paste_fields = {}  # tab -> the fields of its scripts
+paste_fields = {}  # tab -> {"fields": those of its scripts}
 _PARAM = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
@@ -32,22 +33,42 @@ def create_infotext(p):
 def parse_generation_parameters(text, skip_fields=None):
     prompt, _, last = text.rpartition("\n")
     params = {key: json.loads(value) if value[:1] == '"' else value for key, value in _PARAM.findall(last)}
+    for key in opts.infotext_skip_pasting if skip_fields is None else skip_fields:
+        params.pop(key, None)
     return {"Prompt": prompt, **params}
+
+
+def get_infotext_names():
+    """What "Disregard fields from pasted infotext" offers."""
+    return [name for tab in paste_fields.values() for _, name in tab["fields"] if isinstance(name, str)]
 
 
 def paste(tab, text):
     """What a paste in the browser makes of each control: its new value, or None where it is left as it is."""
     params = parse_generation_parameters(text)
     values = []
-    for field in paste_fields[tab]:
-        try:
-            value = field.function(params)
-        except Exception:
-            errors.report(f"Error executing {field.function}")
-            value = None
+    for component, key in paste_fields[tab]["fields"]:
+        if callable(key):
+            try:
+                value = key(params)
+            except Exception:
+                errors.report(f"Error executing {key}")
+                value = None
+        else:
+            value = params.get(key)
         if value is None:
             values.append(None)
             continue
-        kind = type(field.component.value)
+        kind = type(component.value)
         values.append(float(value) if kind is int else kind(value))
     return values
+
+
+def send(source, target, names, values):
+    """What "Send to" makes of the target tab's controls: (control, value) pairs, from the values of the source tab's.
+
+    names: those of the fields that are sent.
+    """
+    inputs = [component for component, name in paste_fields[source]["fields"] if name in names]
+    outputs = [component for component, name in paste_fields[target]["fields"] if name in names]
+    return list(zip(outputs, [values[component] for component in inputs], strict=True))

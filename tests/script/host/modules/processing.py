@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from modules import sd_models, sd_samplers, shared
+from modules import scripts, sd_models, sd_samplers, shared
 from modules.infotext_utils import create_infotext
 from modules.shared import state
 
@@ -113,6 +113,20 @@ class Processed:
         self.extra_generation_params = p.extra_generation_params
 
 
+def after_sampling(p, image):
+    if p.scripts is None:
+        return image
+    args = scripts.PostprocessImageArgs(image)
+    p.scripts.postprocess_image(p, args)
+    p.scripts.postprocess_maskoverlay(p, scripts.PostProcessMaskOverlayArgs(0, None, None))
+    save_image(args.image)
+    return args.image
+
+
+def save_image(image):
+    pass  # what it raises, nobody swallows
+
+
 @torch.no_grad()
 def process_images(p):
     if p.scripts is not None:
@@ -130,12 +144,19 @@ def process_images(p):
         first = n * p.batch_size
         seeds = [p.seed + i for i in range(first, first + p.batch_size)]
         if p.scripts is not None:
+            p.scripts.before_process_batch(p, batch_number=n, seeds=seeds)
             p.scripts.process_batch(p, batch_number=n, seeds=seeds)
-        samples = p.sample(seeds)
+        if "<lora:nope" in p.prompt:
+            p.comment("Networks not found: nope")
+        made = list(p.sample(seeds))
         if p.scripts is not None:
-            p.scripts.postprocess_batch(p, images=samples, batch_number=n)
-        images += samples
-        infotexts += [create_infotext(p)] * len(samples)
+            p.scripts.postprocess_batch(p, images=made, batch_number=n)
+            args = scripts.PostprocessBatchListArgs(made)
+            p.scripts.postprocess_batch_list(p, args, batch_number=n)
+            made = args.images
+        for image in made:
+            images.append(after_sampling(p, image))
+            infotexts.append(create_infotext(p))
     result = Processed(p, images, infotexts or [create_infotext(p)])
     if p.scripts is not None:
         p.scripts.postprocess(p, result)

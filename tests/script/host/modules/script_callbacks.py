@@ -3,8 +3,9 @@
 from modules import errors
 
 _before_ui = []
+_app_started = []
 _cfg_denoiser = []
-_all = [_before_ui, _cfg_denoiser]
+_all = [_before_ui, _app_started, _cfg_denoiser]
 
 
 class CFGDenoiserParams:
@@ -35,6 +36,14 @@ def on_before_ui(callback):
 
 def before_ui_callback():
     _call(reversed(_before_ui))
+
+
+def on_app_started(callback):
+    _app_started.append(callback)
+
+
+def app_started_callback(demo, app):
+    _call(_app_started, demo, app)
 
 
 def on_cfg_denoiser(callback):

@@ -14,6 +14,24 @@ AlwaysVisible = object()
 ScriptClassData = namedtuple("ScriptClassData", "script_class path basedir module")
 ScriptCallback = namedtuple("ScriptCallback", "name callback")
 
+
+class PostprocessImageArgs:
+    def __init__(self, image):
+        self.image = image
+
+
+class PostProcessMaskOverlayArgs:
+    def __init__(self, index, mask_for_overlay, overlay_image):
+        self.index = index
+        self.mask_for_overlay = mask_for_overlay
+        self.overlay_image = overlay_image
+
+
+class PostprocessBatchListArgs:
+    def __init__(self, images):
+        self.images = images
+
+
 scripts_data = []
 scripts_txt2img = None
 scripts_img2img = None
@@ -26,6 +44,7 @@ class Script:
     alwayson = False
     is_img2img = False
     infotext_fields = None
+    paste_field_names = None
     controls = None
 
     def title(self):
@@ -78,7 +97,9 @@ class ScriptRunner:
     def __init__(self):
         self.scripts = []
         self.alwayson_scripts = []
+        self.selectable_scripts = []
         self.infotext_fields = []
+        self.paste_field_names = []
         self.inputs = [None]
         self.callback_map = {}
 
@@ -93,6 +114,8 @@ class ScriptRunner:
                 self.scripts.append(script)
             if script.alwayson:
                 self.alwayson_scripts.append(script)
+            elif visibility:
+                self.selectable_scripts.append(script)
 
     def setup_ui(self):
         self.inputs[0] = gr.Dropdown(label="Script", choices=["None"], value="None", type="index")
@@ -104,6 +127,7 @@ class ScriptRunner:
                 errors.report(f"Error creating UI for {script.filename}")
             if script.controls:
                 self.infotext_fields += script.infotext_fields or []
+                self.paste_field_names += script.paste_field_names or []
                 self.inputs += script.controls
                 script.args_to = len(self.inputs)
         return self.inputs

@@ -15,5 +15,5 @@ class State:
 state = State()
 state.begin()
 
-OPTIONS = {"batch_cond_uncond": True, "enable_quantization": False}
+OPTIONS = {"batch_cond_uncond": True, "enable_quantization": False, "infotext_skip_pasting": []}
 opts = SimpleNamespace(**OPTIONS)

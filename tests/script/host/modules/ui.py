@@ -1,21 +1,33 @@
 """The page with its two tabs, and what its Generate buttons do."""
 
 import html
+import json
 
 import gradio as gr
 from modules import errors, infotext_utils, processing, script_callbacks, scripts
 from modules.shared import state
+from modules.ui_components import InputAccordion
 
 
-def create_ui(script_paths):
+def create_ui(script_paths, defaults=None):
+    """defaults: what "Settings > Defaults" has saved, label -> value."""
     scripts.load_scripts(script_paths)
     script_callbacks.before_ui_callback()
     with gr.Blocks() as demo:
         for tab, runner in runners().items():
             runner.initialize_scripts(tab == "img2img")
             runner.setup_ui()
-            infotext_utils.paste_fields[tab] = runner.infotext_fields
+            infotext_utils.paste_fields[tab] = {"fields": runner.infotext_fields}
+            load_defaults(runner, defaults or {})
+    script_callbacks.app_started_callback(demo, None)
     return demo
+
+
+def load_defaults(runner, saved):
+    """Give the controls their saved values, as a file of JSON has them."""
+    for control in runner.inputs:
+        if type(control) in (gr.Slider, gr.Radio, gr.Checkbox, InputAccordion) and control.label in saved:
+            control.value = json.loads(json.dumps(saved[control.label]))
 
 
 def runners():
@@ -33,6 +45,7 @@ def generate(tab, values, **fields):
     p = JOBS[tab](**fields)
     p.scripts = runners()[tab]
     p.script_args = values
+    p.scripts.setup(p)
     state.begin()
     try:
         result = processing.process_images(p)

@@ -14,5 +14,8 @@ class Script(scripts.Script):
     def ui(self, is_img2img):
         return [gr.Checkbox(False, label="Something"), gr.Textbox("", label="Something else")]
 
+    def postprocess_image(self, p, pp, *args):
+        pass
+
     def postprocess(self, p, processed, *args):
         pass

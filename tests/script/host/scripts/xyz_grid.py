@@ -7,11 +7,16 @@ from modules import errors, scripts
 from modules.processing import process_images
 
 
+def format_value_add_label(p, opt, x):
+    return f"{opt.label}: {x}"
+
+
 class AxisOption:
-    def __init__(self, label, type, apply, format_value=None, confirm=None, cost=0.0, choices=None, prepare=None):
+    def __init__(self, label, type, apply, format_value=format_value_add_label, confirm=None, cost=0.0, choices=None):
         self.label = label
         self.type = type
         self.apply = apply
+        self.format_value = format_value
         self.confirm = confirm
         self.choices = choices
 
@@ -30,6 +35,9 @@ axis_options = [
 class Script(scripts.Script):
     def title(self):
         return "X/Y/Z plot"
+
+
+shown = []  # what the page shows of each plot: a copy of its first result, to which all images are added
 
 
 def option(label):
@@ -56,6 +64,9 @@ def plot(p, *axes):
     for axis, xs in axes:
         if axis.confirm:
             axis.confirm(p, xs)
+    for axis, xs in axes:
+        for x in xs:
+            axis.format_value(p, axis, x)
     cells = [()]
     for axis, xs in axes:
         cells = [(*cell, (axis, x, xs)) for cell in cells for x in xs]
@@ -66,6 +77,8 @@ def plot(p, *axes):
             axis.apply(pc, x, xs)
         try:
             results.append(process_images(pc))
+            if len(results) == 1:
+                shown.append(copy(results[0]))
         except Exception:
             errors.report("generating image for xyz plot")
             results.append(None)

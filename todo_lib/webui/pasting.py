@@ -1,0 +1,71 @@
+"""The controls and an image's infotext: pasted, sent to another tab, disregarded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+from modules import infotext_utils, shared
+
+from todo_lib.settings import FIELDS, Field, SettingsError, Value
+from todo_lib.webui.arguments import Refusal
+from todo_lib.webui.infotext import from_infotext
+
+SWITCH, FIRST = FIELDS[:2]
+
+
+class Label(str):
+    """The name of a control's infotext, by which the host knows it, and the function that reads its value.
+
+    The host lists names, and copies controls of one name from tab to tab; where it can call one, it does so to paste.
+    """
+
+    def __call__(self, params: Mapping[str, Any]) -> Value | None:
+        """What the control becomes when this parsed infotext is pasted; None where it stays as it stands."""
+        return _pasted(_BY_LABEL[self], params)
+
+
+_BY_LABEL: dict[str, Field] = {field.infotext or "ToDo": field for field in FIELDS}
+
+LABELS = tuple(map(Label, _BY_LABEL))
+"""The labels of all controls, in order."""
+
+
+def paste_fields(controls: Sequence[Any]) -> list[Any]:
+    """What the host has to know to paste into these controls."""
+    return [infotext_utils.PasteField(*pair) for pair in zip(controls, LABELS, strict=True)]
+
+
+def keep_fractions(fields: Iterable[Any]) -> None:
+    """Let sliders for fractions have a float as their value, among these paste fields of a tab.
+
+    "Settings > Defaults" saves 3.0 as 3, and the API casts what it reads from an infotext to the type of the value.
+    """
+    for component, label in fields:
+        if isinstance(label, Label) and isinstance(_BY_LABEL[label].default, float):
+            component.value = float(component.value)
+
+
+def _pasted(field: Field, params: Mapping[str, Any]) -> Value | None:
+    disregarded = shared.opts.infotext_skip_pasting  # the host has dropped their keys from params
+    if LABELS[0] in disregarded:
+        return None
+    try:
+        settings = from_infotext(params)
+    except SettingsError as error:
+        return _told(field, error)
+    return None if (field.infotext in disregarded) else getattr(settings, field.name)
+
+
+def _told(field: Field, error: SettingsError) -> Value | None:
+    """What a control becomes when a text cannot be read: ToDo is switched off, and all other controls stay.
+
+    Tells it once for all controls. One of them has to raise it for the API, which fails then; the browser logs it.
+    """
+    if field is SWITCH:
+        gr.Warning(str(error))
+        return False
+    if field is FIRST:
+        raise Refusal(str(error)) from error
+    return None

@@ -1,0 +1,100 @@
+"""Samplings of which no script is told: the windows of time in which they can be reached, and how."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from modules.sd_samplers_common import Sampler as HostSampler
+
+from todo_lib.webui.hosts import Processing, Sampler, arguments_of
+from todo_lib.webui.sampling import before_sampling, is_announced
+
+
+class Window:
+    """While it is open, samplings for this processing object and for its copies need no announcement.
+
+    It ends with the processing object at the latest: after an error nobody else may close it. (The host's `p.close`
+    is no place to do so, for a copy's would be that of the original.)
+
+    p: copies share its comments, and are known by them.
+    args: of the script, where a copy has none of its own.
+    of_passes: whether a sampling may be a pass of hires fix.
+    """
+
+    def __init__(self, p: Processing, args: Sequence[Any], of_passes: bool):
+        self.owner = weakref.ref(p, lambda _: _close(self))
+        self._comments = p.comments
+        self._args = args
+        self._of_passes = of_passes
+
+    def announce(self, sampler: Sampler) -> bool:
+        """Announce this sampling, which begins now, if it is one of this window's. Returns whether it is."""
+        p = sampler.p
+        if getattr(p, "comments", None) is not self._comments:  # a generation inside this one has a p of its own
+            return False
+        before_sampling(p, arguments_of(p) or self._args, sampler, self._of_passes)
+        return True
+
+
+_windows: list[Window] = []
+_launch: Callable[..., Any] = HostSampler.launch_sampling
+
+
+def open_window(p: Processing, args: Sequence[Any]) -> None:
+    """Open one until `close_windows`: from now on other scripts work on the images of p, and may sample for that."""
+    _open(Window(p, args, of_passes=False))
+
+
+def close_windows(p: Processing) -> None:
+    """Close those of p, if there are any. Those of its copies, and of what it is a copy of, are not its own."""
+    for window in [window for window in _windows if window.owner() is p]:
+        _close(window)
+
+
+def announce_samplings(p: Processing, args: Sequence[Any]) -> None:
+    """Open a window for as long as another extension's replacement of `p.sample` runs.
+
+    A replacement may sample as often as it likes, and need not call the scripts before.
+    """
+    sample = p.sample
+
+    def run(*sample_args: Any, **kwargs: Any) -> Any:
+        p.sample = sample
+        with _opened(Window(p, args, of_passes=True)):
+            return sample(*sample_args, **kwargs)
+
+    p.sample = run
+
+
+@contextlib.contextmanager
+def _opened(window: Window) -> Iterator[None]:
+    _open(window)
+    try:
+        yield
+    finally:
+        _close(window)
+
+
+def _open(window: Window) -> None:
+    global _launch
+    if not _windows:
+        _launch, HostSampler.launch_sampling = HostSampler.launch_sampling, _launch_announced
+    _windows.append(window)
+
+
+def _close(window: Window) -> None:
+    if window not in _windows:
+        return
+    _windows.remove(window)
+    if not _windows and HostSampler.launch_sampling is _launch_announced:
+        HostSampler.launch_sampling = _launch
+
+
+def _launch_announced(sampler: Sampler, *args: Any, **kwargs: Any) -> Any:
+    """The place where all samplings pass, in place of the host's method. The sampler may be one that nobody knows."""
+    if not is_announced(sampler):
+        any(window.announce(sampler) for window in reversed(_windows))
+    return _launch(sampler, *args, **kwargs)

@@ -14,6 +14,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
 from todo_lib.webui import comment, pasting, sampling, texts, windows, workers  # noqa: E402
 from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
+from todo_lib.webui.plan_view import PlanView  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
@@ -23,6 +24,9 @@ TOO_OLD_MESSAGE = "ToDo needs version 1.10 of the WebUI, or a newer one. In this
 
 
 class ToDoScript(scripts.Script):
+    def __init__(self):
+        self.plan_view = PlanView()
+
     def title(self):
         return "ToDo"
 
@@ -30,14 +34,18 @@ class ToDoScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        enabled, *others = FIELDS
+        enabled, factor, *others = FIELDS
         if TOO_OLD:
             with gr.Accordion(enabled.label, open=False):
                 gr.HTML(TOO_OLD_MESSAGE, elem_classes="todo-help")
             return None
         with InputAccordion(enabled.default, label=enabled.label, elem_id=self.elem_id(enabled.name)) as accordion:
             gr.HTML(enabled.help, elem_classes="todo-help")
-            controls = [accordion, *(self._control(field) for field in others)]
+            self.plan_view.place()
+            controls = [accordion, self._control(factor)]
+            with gr.Accordion("More settings", open=False, elem_id=self.elem_id("more")):
+                controls += [self._control(field) for field in others]
+        self.plan_view.follow(controls, is_img2img)
         self.infotext_fields = pasting.paste_fields(controls)
         self.paste_field_names = list(pasting.LABELS)  # for "Send to img2img" and the like
         return controls
@@ -49,6 +57,9 @@ class ToDoScript(scripts.Script):
         if isinstance(field.default, bool):
             return gr.Checkbox(**common)
         return gr.Slider(minimum=0 if field.zero else field.minimum, maximum=field.maximum, step=field.step, **common)
+
+    def after_component(self, component, **kwargs):
+        self.plan_view.found(kwargs.get("elem_id"), component)
 
     def setup(self, p, *args):
         warn_of_foreign(args)

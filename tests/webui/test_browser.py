@@ -35,8 +35,25 @@ def values(page, tab="txt2img"):
 
 
 def open_accordion(page, tab="txt2img"):
-    control(page, "enabled", tab).locator(".label-wrap").click()
+    control(page, "enabled", tab).locator(".label-wrap").first.click()
     control(page, "factor", tab).locator("input[type=number]").wait_for(state="visible")
+    assert control(page, "max_depth", tab).is_hidden()
+    control(page, "more", tab).locator(".label-wrap").click()
+    control(page, "max_depth", tab).locator("input[type=number]").wait_for(state="visible")
+
+
+def resize(page, tab="txt2img", **sizes):
+    for elem, number in sizes.items():
+        box = page.locator(f"#{tab}_{elem} input[type=number]")
+        box.fill(str(number))
+        box.press("Tab")
+
+
+def wait_for_plan(page, *texts, tab="txt2img"):
+    """Wait until the live plan says all of this."""
+    plan = control(page, "enabled", tab)
+    for text in texts:
+        plan.locator(".todo-help", has_text=text).first.wait_for(timeout=10_000)
 
 
 def fill(page, name, text):
@@ -62,7 +79,8 @@ def generate(page, **numbers):
 def test_accordion(page, tab):
     if tab == "img2img":
         page.locator("#tabs button", has_text="img2img").first.click()
-    assert control(page, "enabled", tab).locator(".label-wrap").inner_text().startswith("ToDo · Token Downsampling")
+    title = control(page, "enabled", tab).locator(".label-wrap").first.inner_text()
+    assert title.startswith("ToDo · Token Downsampling")
     assert values(page, tab) == DEFAULTS
     open_accordion(page, tab)
     assert value(page, "enabled", tab)
@@ -173,3 +191,42 @@ def test_upscaled_later(page):
     page.wait_for_function("() => gradioApp().querySelector('#html_info_txt2img').innerText.includes('Hires upscale')")
     text = info.first.inner_text()
     assert "ToDo downsample factor: 2" in text and "ToDo passes" not in text
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_the_plan_follows(page, client, tab):
+    client.txt2img(width=64, height=64, steps=1)  # so that a checkpoint is loaded
+    if tab == "img2img":
+        page.locator("#tabs button", has_text="img2img").first.click()
+    open_accordion(page, tab)
+    resize(page, tab, width=1024, height=768)
+    wait_for_plan(page, "128 × 96", "42 × 32", tab=tab)
+    box = control(page, "factor", tab).locator("input[type=number]")
+    box.fill("4")
+    box.press("Tab")
+    wait_for_plan(page, "32 × 24", tab=tab)
+    resize(page, tab, width=512, height=512)
+    box.fill("0")
+    box.press("Tab")
+    wait_for_plan(page, "Nothing will be downsampled", tab=tab)
+    assert page.errors == []
+
+
+def test_the_plan_has_a_row_for_each_pass(page, client):
+    client.txt2img(width=64, height=64, steps=1)
+    open_accordion(page)
+    page.locator("#txt2img_hr .label-wrap").first.click()
+    wait_for_plan(page, "first pass", "hires pass", "128 × 128")
+    resize(page, hr_scale=3)
+    wait_for_plan(page, "192 × 192")
+    assert page.errors == []
+
+
+def test_the_plan_is_what_is_then_done(page, client):
+    client.txt2img(width=64, height=64, steps=1)
+    open_accordion(page)
+    fill(page, "factor", "2")
+    resize(page, width=192, height=128)
+    wait_for_plan(page, "24 × 16", "12 × 8")
+    generate(page, width=192, height=128)
+    page.locator("#html_log_txt2img", has_text="24x16 tokens, keys from 12x8").wait_for()

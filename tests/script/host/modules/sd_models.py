@@ -22,6 +22,9 @@ class SDModel:
         return torch.randn(1, 3, self.context_dim, generator=generator).expand(batch_size, -1, -1)
 
 
+model_data = SimpleNamespace(sd_model=None)  # shared.sd_model of the real host loads one when it is asked for
+
+
 def load(model=None):
     """Make this model, or else the selected checkpoint, the one that runs."""
-    shared.sd_model = model or shared.checkpoint
+    shared.sd_model = model_data.sd_model = model or shared.checkpoint

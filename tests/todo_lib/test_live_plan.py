@@ -1,0 +1,95 @@
+"""The live plan: its numbers are those of the method, its words say what will happen."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from torch import nn
+
+from tests.todo_lib.unets import SD1, at_any_size, call, make_unet, patched
+from todo_lib import Settings
+from todo_lib.webui.live_plan import HiresSize, plan_passes, to_html
+
+PAPER = {"enabled": True, "factor": 2, "max_depth": 1, "moving": False}
+
+
+def text(html):
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def planned(unet, size=(512, 512), hires=None, **chosen):
+    return plan_passes(unet, Settings(**{**PAPER, **chosen}), size, hires)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"factor": 3, "max_depth": 3, "moving": True}, {"factor": 0}])
+def test_the_numbers_are_what_the_self_attentions_then_do(unet, chosen):
+    (plan,) = planned(unet, (160, 128), **chosen)
+    with at_any_size(), patched(unet, **{"deeper_factor": 0, **chosen}) as patch:
+        call(unet, (16, 20))
+    done = {key: len(names) for key, names in patch.report.layers.items()}
+    assert done == {(d.depth, d.grid, d.kept): d.layers for d in plan.downsampled}
+
+
+def test_each_pass_has_its_own_size_and_factor(sd1):
+    first, hires = planned(sd1, (512, 768), HiresSize(2, 0, 0), hires_factor=4)
+    assert (first.name, first.depths[0].grid, first.depths[0].kept) == ("first pass", (96, 64), (48, 32))
+    assert (hires.name, hires.depths[0].grid, hires.depths[0].kept) == ("hires pass", (192, 128), (48, 32))
+
+
+@pytest.mark.parametrize(
+    ("hires", "size"),
+    [
+        (HiresSize(1.5, 0, 0), (768, 1152)),
+        (HiresSize(2, 1024, 0), (1024, 1536)),
+        (HiresSize(2, 0, 1024), (682, 1024)),
+        (HiresSize(2, 800, 800), (800, 800)),
+    ],
+)
+def test_the_size_of_the_hires_pass(hires, size):
+    assert hires.of(512, 768) == size
+
+
+@pytest.mark.parametrize(("passes", "downsampled"), [("first", [1, 0]), ("hires", [0, 1]), ("both", [1, 1])])
+def test_a_pass_left_out(sd1, passes, downsampled):
+    plans = planned(sd1, (512, 512), HiresSize(2, 0, 0), passes=passes)
+    assert [len(plan.downsampled) for plan in plans] == downsampled
+
+
+def test_the_share_of_the_steps_counts(sd1):
+    (whole,), (half,) = planned(sd1), planned(sd1, start=0.25, end=0.75)
+    assert half.saved == whole.saved / 2 > 0
+
+
+def test_in_words(sd1):
+    shown = text(to_html(planned(sd1, (1024, 1024))))
+    assert "one pass 128 × 128 64 × 64 5" in shown and "Worth it" in shown
+
+
+@pytest.mark.parametrize(
+    ("chosen", "size", "words"),
+    [
+        ({"factor": 1}, (512, 512), "the factor is 1 at this size"),
+        ({"factor": 0}, (512, 512), "the factor is 1 at this size"),
+        ({"end": 0}, (512, 512), "no step lies between Start and End"),
+        ({"end": 0.05}, (1024, 1024), "little to gain"),
+    ],
+)
+def test_why_there_is_nothing_or_little(sd1, chosen, size, words):
+    assert words in text(to_html(planned(sd1, size, **chosen)))
+
+
+def test_a_model_without_self_attention():
+    unet = make_unet(**{**SD1, "disable_self_attentions": [True] * 4, "disable_middle_self_attn": True})
+    for model in (unet, nn.Sequential(nn.Linear(2, 2))):
+        assert "Nothing will be downsampled" in text(to_html(planned(model)))
+
+
+def test_each_phrase_is_a_text_of_its_own(sd1):
+    """A localisation file replaces whole texts, so no phrase may change with the numbers."""
+
+    def phrases(size):
+        html = to_html(planned(sd1, size, HiresSize(2, 0, 0)))
+        return [one for one in re.findall(r">([^<>]+)<", html) if re.search(r"[A-Za-z]", one)]
+
+    assert phrases((1024, 1024)) == phrases((1536, 1280))

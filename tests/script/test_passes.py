@@ -90,15 +90,15 @@ def test_depths_in_both_passes(run):
 
 
 def test_auto_chooses_by_the_size_of_each_pass(host, run):
-    """16x16 tokens stay whole; 80x80 are (80/64 = 1.25) ** 2 times as many as shall be left, so every 1.5th stays."""
+    """16x16 tokens stay whole; 80x80 are (80/40 = 2) ** 2 times as many as shall be left, so every second stays."""
     host.shared.checkpoint = make_model(host, "base", num_heads=1)
     run.models = [host.shared.checkpoint]
     fields = {"enable_hr": True, "width": 128, "height": 128, "hr_scale": 5, "steps": 1}
     job = run.txt2img({"factor": 0}, **fields)
-    assert [(call.size, call.top) for call in job.calls] == [((16, 16), 16 * 16), ((80, 80), 53 * 53)]
+    assert [(call.size, call.top) for call in job.calls] == [((16, 16), 16 * 16), ((80, 80), 40 * 40)]
     first, hires = job.comment.split("; ")
     assert "factor is 1" in first
-    assert "80x80 tokens, keys from 53x53 (3 layers), 1 of 1 steps" in hires
+    assert "80x80 tokens, keys from 40x40 (3 layers), 1 of 1 steps" in hires
 
 
 @pytest.mark.parametrize(("width", "height"), [(72, 40), (40, 104), (8, 64)])

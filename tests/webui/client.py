@@ -2,9 +2,13 @@
 
 import base64
 import contextlib
+import functools
 import io
+import itertools
 import json
+import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,7 +59,7 @@ class Client:
         return self._generate("txt2img", todo, model, request)
 
     def img2img(self, image, mask=None, todo=None, model="tiny", **request):
-        """The same from a picture (array or PIL image) and, for inpainting, a mask of which white is repainted."""
+        """The same from an image (array or PIL image) and, for inpainting, a mask of which white is repainted."""
         request["init_images"] = [encode(image)]
         if mask is not None:
             request["mask"] = encode(mask)
@@ -107,7 +111,7 @@ class Client:
     def recording(self, indices=False, fingerprints=False, controls=False):
         """Record what runs meanwhile: yields a Record that is filled at the end, after an exception too.
 
-        `indices`: also find which query token each key and value token is a copy of.
+        `indices`: also find from which token each key and value was made.
         `fingerprints`: also take `leftovers` before the hires pass and after the sampling of each batch.
         `controls`: also look into ControlNets; their layers' names begin with "control".
         """
@@ -139,12 +143,12 @@ class Client:
 
 
 class Result:
-    """What a generation returned: `images` (RGB arrays), `info` (the API's) and `infotext` (of the first picture)."""
+    """What a generation returned: `images` (RGB arrays), `info` (the API's) and `infotext` (of the first image)."""
 
     def __init__(self, answer):
         self.images = [decode(image) for image in answer["images"]]
         self.info = json.loads(answer["info"])
-        self.infotext = next(iter(self.info["infotexts"]), "")  # an interrupted script may make no picture
+        self.infotext = next(iter(self.info["infotexts"]), "")  # an interrupted script may make no image
         self.parameters = answer["parameters"]
 
     @property
@@ -171,10 +175,15 @@ class Attention:
     depth: int  # by the grids that this U-Net call had
     grid: tuple  # (H, W)
     batch: int
-    queries: int  # tokens that came out of to_q, to_k, to_v
+    heads: int
+    queries: int  # tokens that the self-attention got from to_q, to_k, to_v, all hooks included
     keys: int
     values: int
-    key_rows: tuple = None  # the different lists of source tokens among the batch entries: one list if all is well
+    sampling: int = 1  # which sampling of the record, counted from 1
+    loop: dict = None  # where the sampler is in its loop over the steps: "function" and "number"
+    # The different source tokens among the batch entries, a single one if all is well. Each is a tuple of heads, a
+    # single one if they are all alike, and each head a tuple of places among the tokens handed to to_k or to_v.
+    key_rows: tuple = None
     value_rows: tuple = None
 
 
@@ -186,15 +195,16 @@ class Record:
     generations: list = field(default_factory=list)  # {"comments", "infotexts", "not_json", "attributes"}
 
     def fill(self, answer):
-        sets = [tuple(tuple(rows) for rows in row_set) for row_set in answer["row_sets"]]
+        sets = [tuple(tuple(tuple(head) for head in rows) for rows in row_set) for row_set in answer["row_sets"]]
         self.calls, self.between, self.generations = answer["calls"], answer["between"], answer["generations"]
         for call in self.calls:
             names = ("model", "iteration", "sampler", "call", "step", "steps", "sampling_step", "sigma", "todo")
-            common = {name: call[name] for name in names}
+            common = {name: call[name] for name in (*names, "sampling", "loop")}
             sizes = sorted({h * w for h, w in (layer["grid"] for layer in call["layers"])}, reverse=True)
             for layer in call["layers"]:
                 (batch, queries), (_, keys), (_, values) = (layer[name] for name in ("to_q", "to_k", "to_v"))
-                rows = {name: sets[layer[name]] for name in ("key_rows", "value_rows") if name in layer}
+                pairs = [("key_rows", "to_k_rows"), ("value_rows", "to_v_rows")]
+                rows = {name: sets[layer[key]] for name, key in pairs if key in layer}
                 self.attentions.append(
                     Attention(
                         **common,
@@ -204,6 +214,7 @@ class Record:
                         depth=1 + sizes.index(layer["grid"][0] * layer["grid"][1]),
                         grid=tuple(layer["grid"]),
                         batch=batch,
+                        heads=layer["heads"],
                         queries=queries,
                         keys=keys,
                         values=values,
@@ -215,28 +226,100 @@ class Record:
         return [a for a in self.attentions if all(getattr(a, name) == value for name, value in wanted.items())]
 
 
+# ---- the keys that the contract wants: written apart from the extension's own code
+
+
 def kept_grid(grid, factor):
     """The grid of keys that the contract wants."""
     return tuple(max(1, int(size / factor)) for size in grid)
 
 
-def kept_rows(grid, factor):
-    """The source tokens that the contract wants as keys, in order: written apart from the extension's own code."""
-    (height, width), (h, w) = grid, kept_grid(grid, factor)
-    return tuple(
-        ((2 * i + 1) * height // (2 * h)) * width + (2 * j + 1) * width // (2 * w) for i in range(h) for j in range(w)
-    )
+def kept_lines(size, kept, p):
+    """The source rows (or columns) of the kept ones: floor((i + p) * H / h)."""
+    return [math.floor((i + p) * size / kept) for i in range(kept)]
 
 
-def assert_keys(record, factor_of):
-    """Every recorded self-attention has the keys that the contract wants for factor_of(attention), 1 meaning all."""
+def kept_rows(grid, factor, p=(Fraction(1, 2), Fraction(1, 2))):
+    """The source tokens that the contract wants as keys, in order."""
+    lines = [kept_lines(size, kept, part) for size, kept, part in zip(grid, kept_grid(grid, factor), p, strict=True)]
+    return tuple(row * grid[1] + column for row in lines[0] for column in lines[1])
+
+
+@functools.cache
+def moving_rows(grid, factor):
+    """Source tokens -> the offsets at which a moving grid takes just these: several where the grid is small."""
+    m = math.ceil(factor)
+    places = [Fraction(2 * j + 1, 2 * m) for j in range(m)]
+    found = {}
+    for offset in itertools.product(range(m), repeat=2):
+        found.setdefault(kept_rows(grid, factor, [places[j] for j in offset]), set()).add(offset)
+    return found
+
+
+def offsets_of(attention, factor, grids=1):
+    """For each head the offsets at which its keys and values can lie, or None where they lie at no place of the m * m.
+
+    grids: how many whole grids the keys are made from, each of which has to be downsampled alike.
+    """
+    wanted, size = moving_rows(attention.grid, factor), attention.grid[0] * attention.grid[1]
+    if attention.key_rows != attention.value_rows or len(attention.key_rows) != 1:
+        return None
+    (rows,) = attention.key_rows
+    found = []
+    for head in rows if len(rows) > 1 else rows * attention.heads:
+        n = len(head) // grids
+        parts = [tuple(token - i * size for token in head[i * n : (i + 1) * n]) for i in range(grids)]
+        found.append(set.intersection(*(wanted.get(part, set()) for part in parts)))
+    return found if all(found) else None
+
+
+class Offsets(dict):
+    """(sampling, step) -> (places m, heads) -> of each head, the offsets that all self-attentions have in common."""
+
+    def add(self, attention, factor, step, grids=1):
+        """Take one self-attention in. Returns what is wrong with it, or nothing."""
+        found = offsets_of(attention, factor, grids)
+        if found is None:
+            return "keys from the wrong places"
+        of_step = self.setdefault((attention.sampling, step), {})
+        kind = math.ceil(factor), attention.heads
+        common = [one & other for one, other in zip(of_step.get(kind, found), found, strict=True)]
+        if not all(common):
+            return "another offset than in the same step before"
+        of_step[kind] = common
+        return None
+
+    def of_sampling(self, sampling, places):
+        """The offsets of each step of a sampling: a tuple of heads, where each is known for certain."""
+        found = {}
+        for (number, step), kinds in self.items():
+            for (m, _), heads in kinds.items():
+                if number == sampling and m == places:
+                    assert all(len(one) == 1 for one in heads), heads
+                    found[step] = tuple(next(iter(one)) for one in heads)
+        return found
+
+
+def assert_keys(record, factor_of, moving=True, step_of=lambda attention: attention.step):
+    """Every recorded self-attention has the keys that the contract wants for factor_of(attention), 1 meaning all.
+
+    step_of: the sampling step of a self-attention. Within one, a moving grid stays where it is.
+    Returns the Offsets of a moving grid. The order in which they come is not judged here.
+    """
     assert record.attentions
+    offsets = Offsets()
     for a in record.attentions:
-        rows = kept_rows(a.grid, factor_of(a))
+        factor = factor_of(a)
         assert a.queries == a.grid[0] * a.grid[1], a
-        assert a.keys == a.values == len(rows), a
-        if a.key_rows is not None:
-            assert a.key_rows == a.value_rows == (rows,), a
+        assert a.keys == a.values == math.prod(kept_grid(a.grid, factor)), a
+        if a.key_rows is None:
+            continue
+        if factor == 1 or not moving:
+            assert a.key_rows == a.value_rows == ((kept_rows(a.grid, factor),),), a
+        else:
+            wrong = offsets.add(a, factor, step_of(a))
+            assert not wrong, f"{wrong}: {a}"
+    return offsets
 
 
 def changes(before, after):

@@ -6,12 +6,13 @@ swallows what scripts raise.
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-from client import kept_rows
+from client import Offsets, kept_grid
 from hosts import A1111, FULL_VAE, Host
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
@@ -42,9 +43,8 @@ class Neighbour:
     name, kind: for the table. request: what it adds to a request, or a function of the run that returns it. options:
     WebUI options while it runs. around: options that are no part of it, and also hold where ToDo runs alone. method:
     txt2img or img2img. repository: the folder of the extension, None for what the host has. grids: how many whole grids
-    the context of a self-attention may be made of. alters_tokens: whether it changes tokens between queries and keys.
-    models: those it works with. changes_picture: whether its own effect
-    shows in the picture beside ToDo's. may_leave: whether some self-attentions may be left to it. ready: a function of
+    the context of a self-attention may be made of. models: those it works with. changes_picture: whether its own effect
+    shows in the image beside ToDo's. may_leave: whether some self-attentions may be left to it. ready: a function of
     the run that says why it cannot run there, or nothing. repeats: whether it makes the same picture again.
     checkpoints: those that must have run, where there is more than one. shows_todo:
     whether ToDo's effect shows in the picture beside its own.
@@ -58,7 +58,6 @@ class Neighbour:
     method: str = "txt2img"
     repository: str | None = None
     grids: int = 1
-    alters_tokens: bool = False
     models: tuple = ("tiny", "tinyxl")
     changes_picture: bool = True
     may_leave: bool = False
@@ -99,38 +98,35 @@ def depth_of(attention, model):
     return (SDXL_DEPTHS if "xl" in model else SD1_DEPTHS)[block]
 
 
-def judge(attention, model, grids=1, alters_tokens=False):
+def factor_of(attention, model):
+    return TODO["factor"] if depth_of(attention, model) == 1 else TODO["deeper_factor"]
+
+
+def judge(attention, model, grids=1, offsets=None):
     """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong.
 
-    Among the keys of several grids those of its own have to be; of the others the number is known. Where tokens are
-    altered between query and key, only those that are not must come from the right places.
-
     off where it has to be dense: in a nested generation which the host was told to make without ToDo.
+
+    offsets: the Offsets of the record so far, with which those of a moving grid have to agree.
     """
     size = attention.grid[0] * attention.grid[1]
-    factor = TODO["factor"] if depth_of(attention, model) == 1 else TODO["deeper_factor"]
-    rows = kept_rows(attention.grid, factor)
+    factor = factor_of(attention, model)
+    kept = math.prod(kept_grid(attention.grid, factor))
     if attention.keys != attention.values:
         return "wrong"
     if not attention.todo:
         return "off" if attention.keys == attention.queries == size else "wrong"
-    if attention.queries != size:
-        if attention.keys == attention.queries:
-            return "own"
-        if attention.keys == size:  # reForge's HyperTile cuts the queries alone into tiles
-            return "dense"
-        # Forge's token merging merges queries alone: keys and values are as ever.
-        return "right" if attention.key_rows == attention.value_rows == (rows,) else "wrong"
+    if attention.queries != size and attention.keys in (attention.queries, size):
+        # Tiles or merged tokens; reForge's HyperTile cuts the queries alone into tiles. Forge's token merging merges
+        # queries alone: keys and values are as ever.
+        return "own" if attention.keys == attention.queries else "dense"
     for n in range(1, grids + 1):
-        if attention.keys == n * len(rows):
-            found = [*(attention.key_rows or ()), *(attention.value_rows or ())]
-            right = all(rows in _parts(tokens, n) or (alters_tokens and -1 in tokens) for tokens in found)
-            return "right" if right else "wrong"
+        if attention.keys == n * kept:
+            offsets = Offsets() if offsets is None else offsets
+            return "wrong" if offsets.add(attention, factor, attention.step, n) else "right"
+    if attention.queries != size:
+        return "wrong"
     return "dense" if attention.keys % size == 0 else "own"
-
-
-def _parts(tokens, n):
-    return [tokens[i * len(tokens) // n : (i + 1) * len(tokens) // n] for i in range(n)]
 
 
 def generate(client, model, neighbour, request, todo, **more):
@@ -176,7 +172,8 @@ def check(server, cell, neighbour, model, **more):
     # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
     tolerance = 0.01 if neighbour.method == "img2img" else 0
     cell.words = comments[-1] if comments else ""
-    judged = [(judge(a, model, neighbour.grids, neighbour.alters_tokens), a) for a in record.attentions]
+    offsets = Offsets()
+    judged = [(judge(a, model, neighbour.grids, offsets), a) for a in record.attentions]
     cell.seen = dict(Counter(kind for kind, _ in judged))
     if "Traceback (most recent call last)" in (log := server.log_since(position)):
         raise Red(f"an exception that the host or the neighbour swallowed: {last_error(log)}")

@@ -230,7 +230,6 @@ CONTROL = [
         "changes tokens before projection",
         control_model("lllite-fork"),
         models=MODELS,
-        alters_tokens=True,
     ),
 ]
 

@@ -113,7 +113,7 @@ HOST = [
     Neighbour("cond and uncond apart", "the host's own", options={"batch_cond_uncond": False}, changes_picture=False),
     Neighbour("long prompt", "the host's own", {"prompt": "a cat, " * 40}, changes_picture=False),
     Neighbour("LoRA", "the host's own", lambda run: {"prompt": f"a cat <lora:lora-{run.model}:1>"}),
-    Neighbour("hypernetwork", "the host's own", hypernetwork, models=("tiny",), alters_tokens=True),
+    Neighbour("hypernetwork", "the host's own", hypernetwork, models=("tiny",)),
     Neighbour("HyperTile", "the host's own", LARGE, options=HYPERTILE, may_leave=True),
     Neighbour(
         "token merging", "the host's own", options={"token_merging_ratio": 0.5}, may_leave=True, models=("tiny",)

@@ -3,6 +3,13 @@
 # One call of the U-Net counts as a step: the number of steps is the host's budget of calls, or made so by it.
 BY_CALLS = {"DPM fast", "UniPC"}
 
+SECOND_ORDER = {"Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart"}
+
+
+def second_order_step(sampler, call):
+    """The step of a call of the U-Net by a sampler that makes two a step; None for other samplers."""
+    return call // 2 if sampler in SECOND_ORDER else None
+
 
 def check_first_half(record, sampler):
     """Of a generation with end 0.5."""

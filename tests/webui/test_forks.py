@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from client import Client, RequestFailed, assert_keys, changes
 from hosts import FULL_VAE
+from test_moving_grid import check_order
 
 pytestmark = pytest.mark.slow
 
-TODO = {"enabled": True, "factor": 2, "max_depth": 4}
+TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 TINY = {"model": "fork", "width": 64, "height": 64, "steps": 3}
-AXES = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Auto"]
+AXES = ["Enabled", "Factor", "Max depth", "Start", "End", "Deeper factor", "Passes", "Hires factor", "Moving grid"]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def factor_2(a):
 @pytest.mark.parametrize(
     ("todo", "text"),
     [
-        ([True, 9], "ToDo: factor = 9 is not allowed: it must be a number from 1 to 8"),
+        ([True, 9], "ToDo: factor = 9 is not allowed: it must be 0, or a number from 1 to 8"),
         ([True, 2, 1, 0.6, 0.5], "end = 0.5 is not allowed"),
         ({"enabled": True, "facotr": 3}, "facotr"),
         ([False, 99], "factor = 99 is not allowed"),
@@ -86,12 +87,29 @@ def test_nothing_is_left_by_a_stop(fork, client, undone, action):
     assert fault.fired
 
 
-def test_passes(fork, client):
-    for passes in ("first", "hires"):
+@pytest.mark.parametrize("moving", [True, False])
+def test_passes(fork, client, moving):
+    for passes in ("first", "hires", "both"):
         with client.recording(indices=True) as record:
-            hires(fork, [True, 2, 1, 0, 1, 2, passes])
+            hires(fork, [True, 2, 1, 0, 1, 0, passes, 0, moving])
         assert {a.pass_name for a in record.attentions} == {"first", "hires"}
-        assert_keys(record, lambda a, passes=passes: factor_2(a) if a.pass_name == passes else 1)
+        wanted = ("first", "hires") if passes == "both" else (passes,)
+        assert_keys(record, lambda a, wanted=wanted: factor_2(a) if a.pass_name in wanted else 1, moving)
+
+
+def test_hires_factor(fork, client):
+    with client.recording(indices=True) as record:
+        hires(fork, [True, 1, 2, 0, 1, 0, "both", 4])
+    wanted = {"first": [1, 1, 1, 1], "hires": [4, 2, 1, 1]}
+    assert_keys(record, lambda a: wanted[a.pass_name][a.depth - 1])
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Heun"])
+def test_a_grid_moves_from_step_to_step(client, sampler):
+    with client.recording(indices=True) as record:
+        again = [client.txt2img([True, 2, 1], **{**TINY, "steps": 4}, sampler_name=sampler).image for _ in range(2)]
+    assert np.array_equal(*again)
+    check_order(record, factor_2, 2, lambda a: a.loop["number"])
 
 
 # ---- X/Y/Z plots, infotext, page
@@ -115,7 +133,7 @@ def test_plot(client):
 
 def test_infotext(client):
     text = client.txt2img([True, 3, 2, 0, 0.8], **TINY).infotext
-    assert "ToDo factor: 3, ToDo max depth: 2" in text
+    assert "ToDo downsample factor: 3, ToDo end: 0.8" in text
     assert "ToDo" not in client.txt2img(**TINY).infotext
 
 

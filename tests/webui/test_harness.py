@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from client import RequestFailed, changes, kept_grid, kept_rows
+from client import Attention, Offsets, RequestFailed, changes, kept_grid, kept_rows, moving_rows
 
 # Token grids by depth of a 128x64 picture, and how many self-attentions each has.
 SD1 = {(8, 16): 5, (4, 8): 5, (2, 4): 5, (1, 2): 1}
@@ -33,7 +33,7 @@ def test_dense_attention_is_recorded(client, model):
         assert (a.model, a.pass_name, a.steps, a.batch) == (model, "first", 4, 2)
         assert a.depth == 1 + grids.index(a.grid)
         assert a.queries == a.keys == a.values == a.grid[0] * a.grid[1]
-        assert a.key_rows == a.value_rows == (tuple(range(a.queries)),)
+        assert a.key_rows == a.value_rows == ((tuple(range(a.queries)),),)
 
 
 # The twins share one configuration: the host loads the other's weights into the same modules. Otherwise it makes new.
@@ -127,6 +127,33 @@ def test_expected_rows():
     assert kept_grid((8, 16), 2) == (4, 8) and kept_grid((5, 3), 8) == (1, 1)
     assert kept_rows((4, 4), 2) == (5, 7, 13, 15)
     assert kept_rows((1, 5), 1.5) == (0, 2, 4)
+    assert moving_rows((4, 2), 2) == {(0, 4): {(0, 0)}, (1, 5): {(0, 1)}, (2, 6): {(1, 0)}, (3, 7): {(1, 1)}}
+    assert moving_rows((1, 1), 3) == {(0,): {(row, column) for row in range(3) for column in range(3)}}
+    assert set(moving_rows((1, 5), 1.5)) == {(0, 2, 3), (1, 2, 4)}
+
+
+def test_offsets_are_judged():
+    common = dict.fromkeys(("model", "pass_name", "iteration", "sampler", "call", "step", "steps", "sampling_step"))
+    common |= dict.fromkeys(("sigma", "todo", "layer", "batch", "queries", "keys", "values"))
+
+    def attention(*heads, values=None, grid=(2, 2)):
+        return Attention(**common, depth=1, grid=grid, heads=2, key_rows=(heads,), value_rows=values or (heads,))
+
+    offsets = Offsets()
+    assert offsets.add(attention((0,), (3,)), 2, step=0) is None
+    assert offsets.add(attention((0, 2, 8, 10), (5, 7, 13, 15), grid=(4, 4)), 2, step=0) is None
+    assert "another offset" in offsets.add(attention((0,), (2,)), 2, step=0)
+    assert offsets.add(attention((1,)), 2, step=1) is None  # heads that are alike
+    assert offsets.of_sampling(1, 2)[1] == ((0, 1), (0, 1))
+    assert offsets.add(attention((0, 4), (3, 7)), 2, step=2, grids=2) is None
+    for wrong in (
+        attention((0, 2, 8, 11), grid=(4, 4)),  # between two places
+        attention((-1,)),
+        attention((0,), (3,), values=(((0,), (2,)),)),
+        attention((0,), values=(((0,),), ((1,),))),  # not all images alike
+    ):
+        assert offsets.add(wrong, 2, step=3) == "keys from the wrong places"
+    assert offsets.add(attention((0, 5)), 2, step=2, grids=2) == "keys from the wrong places"
 
 
 def test_page_loads(page, tmp_path):

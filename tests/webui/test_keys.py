@@ -1,4 +1,7 @@
-"""Which keys the self-attentions see: models, sizes, depths, attention implementations, neighbours."""
+"""Which keys the self-attentions see: models, sizes, depths, attention implementations, neighbours.
+
+The order of a moving grid is judged in test_moving_grid.py.
+"""
 
 import numpy as np
 import pytest
@@ -7,40 +10,54 @@ from client import assert_keys, changes, kept_grid
 MODELS = ["tiny", "tiny2v", "tinyxl", "tinyinp"]
 
 
+def todo(factor, max_depth=2, deeper_factor=0, moving=True):
+    return {"enabled": True, "factor": factor, "max_depth": max_depth, "deeper_factor": deeper_factor, "moving": moving}
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("max_depth", [1, 4])
-def test_models_and_depths(client, model, max_depth):
+@pytest.mark.parametrize("moving", [True, False])
+def test_models_and_depths(client, model, max_depth, moving):
     dense = client.txt2img(model=model).image
     with client.recording(indices=True) as record:
-        image = client.txt2img([True, 2, max_depth, 0, 1, 1.5], model=model).image
-    assert_keys(record, lambda a: 1 if a.depth > max_depth else 2 if a.depth == 1 else 1.5)
+        image = client.txt2img(todo(2, max_depth, 1.5, moving), model=model).image
+    assert_keys(record, lambda a: 1 if a.depth > max_depth else 2 if a.depth == 1 else 1.5, moving)
     assert not np.array_equal(image, dense)
+
+
+def test_deeper_factor_0_is_half_of_the_one_above(client):
+    for factor in (4, 3):
+        with client.recording(indices=True) as record:
+            client.txt2img(todo(factor, max_depth=4), steps=2)
+        assert_keys(record, lambda a, factor=factor: max(1, factor / 2 ** (a.depth - 1)))
 
 
 @pytest.mark.parametrize("size", [(128, 128), (136, 72), (200, 120), (72, 264), (104, 88)])
 @pytest.mark.parametrize("factor", [1.5, 3, 8])
-def test_sizes_and_factors(client, size, factor):
+@pytest.mark.parametrize("moving", [True, False])
+def test_sizes_and_factors(client, size, factor, moving):
     with client.recording(indices=True) as record:
-        client.txt2img([True, factor, 4, 0, 1, factor], width=size[0], height=size[1], steps=2)
+        client.txt2img(todo(factor, 4, factor, moving), width=size[0], height=size[1], steps=2)
     assert {a.grid for a in record.attentions if a.depth == 1} == {(size[1] // 8, size[0] // 8)}
-    assert_keys(record, lambda a: factor)
+    assert_keys(record, lambda a: factor, moving)
 
 
 @pytest.mark.parametrize("model", ["tiny", "tinyxl"])
 def test_factor_1_and_switched_off_are_dense_to_the_bit(client, model):
     dense = client.txt2img(model=model).image
-    for todo in ([False, 4], [True, 1], [True, 1, 4, 0, 1, 1], [True, 2, 1, 1, 1], {"enabled": False, "factor": 3}):
-        assert np.array_equal(client.txt2img(todo, model=model).image, dense), todo
+    for args in ([False, 4], [True, 1], [True, 1, 4, 0, 1, 1], [True, 2, 1, 1, 1], [True], todo(1, moving=False)):
+        assert np.array_equal(client.txt2img(args, model=model).image, dense), args
+    assert np.array_equal(client.txt2img({"enabled": False, "factor": 3}, model=model).image, dense)
 
 
 @pytest.mark.parametrize(
     ("model", "size", "factor"),
-    [("tiny", (512, 512), 1), ("tiny", (768, 512), 1), ("tiny", (768, 768), 1.5), ("tinyxl", (1280, 1280), 1.5)],
+    [("tiny", (512, 512), 1), ("tiny", (768, 512), 1.5), ("tiny", (768, 768), 2), ("tinyxl", (1280, 1280), 1.5)],
 )
-def test_auto(client, model, size, factor):
+def test_factor_0_is_chosen_from_the_size(client, model, size, factor):
     with client.options(sd_vae_decode_method="Approx cheap"), client.recording() as record:
         request = {"width": size[0], "height": size[1], "steps": 1, "cfg_scale": 1}
-        client.txt2img({"enabled": True, "auto": True, "max_depth": 2}, model, **request)
+        client.txt2img(todo(0), model, **request)
     assert_keys(record, lambda a: factor if a.depth == 1 else 1)
 
 
@@ -48,14 +65,15 @@ def test_auto(client, model, size, factor):
     "optimization",
     ["sdp - scaled dot product", "sdp-no-mem", "sub-quadratic", "V1", "InvokeAI", "Doggettx", "None"],
 )
-def test_attention_optimizations(client, optimization):
+@pytest.mark.parametrize("moving", [True, False])
+def test_attention_optimizations(client, optimization, moving):
     names = client.get("/probe/optimizers")
     chosen = next(name for name in [*names, "None"] if name.startswith(optimization.split(" ")[0]))
     with client.options(cross_attention_optimization=chosen):
         dense = client.txt2img().image
         with client.recording(indices=True) as record:
-            image = client.txt2img([True, 2, 2]).image
-    assert_keys(record, lambda a: 2 if a.depth <= 2 else 1)
+            image = client.txt2img(todo(2, deeper_factor=2, moving=moving)).image
+    assert_keys(record, lambda a: 2 if a.depth <= 2 else 1, moving)
     assert not np.array_equal(image, dense)
 
 
@@ -97,11 +115,11 @@ def test_hypertile_keeps_its_tiles(client):
         with client.recording(indices=True) as record:
             both = client.txt2img([True, 2], **request)
         with client.recording(indices=True) as deep:
-            client.txt2img([True, 2, 2], **request)
+            client.txt2img(todo(2, deeper_factor=2), **request)
     # Depth 1 is left to HyperTile: four tiles each, every key among its own tile's tokens.
     layers = record.where(depth=1)
     assert {(a.batch, a.queries, a.keys) for a in layers} == {(2 * 4, 256, 256)}
-    assert all(a.key_rows == a.value_rows == (tuple(range(256)),) for a in layers)
+    assert all(a.key_rows == a.value_rows == ((tuple(range(256)),),) for a in layers)
     assert np.array_equal(both.image, tiled)
     assert "ToDo: nothing downsampled, 5 layers left to another patch" in record.generations[0]["comments"]
     # What it leaves alone is downsampled.
@@ -123,7 +141,7 @@ def test_token_merging_keeps_its_tokens(client):
         with client.recording(indices=True) as record:
             both = client.txt2img([True, 2]).image
         with client.recording(indices=True) as deep:
-            client.txt2img([True, 2, 2])
+            client.txt2img(todo(2, deeper_factor=2))
     assert all(a.keys == a.queries < a.grid[0] * a.grid[1] for a in record.where(depth=1))
     assert np.array_equal(both, merged)
     assert "5 layers left to another patch" in record.generations[0]["comments"]
@@ -133,5 +151,5 @@ def test_token_merging_keeps_its_tokens(client):
 def test_hypertile_and_token_merging_together(client):
     with hypertile(client), client.options(token_merging_ratio=0.5):
         before = client.leftovers()
-        client.txt2img([True, 2, 4], width=256, height=256, steps=2)
+        client.txt2img(todo(2, 4, 2), width=256, height=256, steps=2)
         assert [c for c in changes(before, client.leftovers()) if "pre_hooks" in c] == []

@@ -1,4 +1,4 @@
-"""After any end of a generation nothing of ours is left, and the next picture is as ever."""
+"""After any end of a generation nothing of ours is left, and the next image is as ever."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from client import RequestFailed, changes
 
-TODO = {"enabled": True, "factor": 2, "max_depth": 4}
+TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 
 
 @pytest.fixture
 def undone(client):
-    """Afterwards models and classes are as before, and a picture without ToDo is the same to the bit."""
+    """Afterwards models and classes are as before, and an image without ToDo is the same to the bit."""
     dense = client.txt2img().image
     before = client.leftovers()
     yield
@@ -22,7 +22,7 @@ def undone(client):
 def test_success(client, undone):
     with client.recording(fingerprints=True) as record:
         client.hires(TODO, n_iter=2)
-    assert [between for between in record.between if "_Keys" in str(between["leftovers"])] == []
+    assert [between for between in record.between if "todo_lib" in str(between["leftovers"])] == []
     assert len(record.between) == 4
 
 

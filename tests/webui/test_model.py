@@ -29,13 +29,13 @@ def client(tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
-def test_dense_and_downsampled_pictures_are_nearest_to_that_of_the_prompt(client, sampler):
+def test_dense_and_downsampled_images_are_nearest_to_that_of_the_prompt(client, sampler):
     dense = client.txt2img(**REQUEST, sampler_name=sampler).image
     with client.recording() as record:
         downsampled = client.txt2img(TODO, **REQUEST, sampler_name=sampler).image
-    for picture in (dense, downsampled):
-        assert picture.shape == (LARGE_SIZE, LARGE_SIZE, 3)
-        assert card.nearest(torch.from_numpy(picture)) == PROMPT
+    for image in (dense, downsampled):
+        assert image.shape == (LARGE_SIZE, LARGE_SIZE, 3)
+        assert card.nearest(torch.from_numpy(image)) == PROMPT
     assert (dense != downsampled).any()
     assert "ToDo: depth 1" in record.generations[0]["comments"]
     assert {(a.queries, a.keys) for a in record.where(depth=1)} == {(4096, 1024)}

@@ -36,7 +36,7 @@ def check_sd3(client, generate, comment, passes):
     assert {call["pass"] for call in record.calls} == passes
     assert record.attentions == []
     assert comment in comments(record).splitlines()
-    assert "ToDo factor: 2, ToDo max depth: 1" in result.infotext
+    assert "ToDo downsample factor: 2, ToDo version: " in result.infotext
     assert "ToDo" not in dense.infotext
     assert [changes(before, b["leftovers"]) for b in record.between] == [[]] * len(passes)
     assert changes(before, client.leftovers()) == []
@@ -95,7 +95,7 @@ def test_replaced_unet(client):
     assert len(record.calls) == 4 and record.attentions == []
     comment = "ToDo: nothing downsampled, the U-Net's own self-attentions did not run"
     assert comment in comments(record).splitlines()
-    assert "ToDo factor: 2, ToDo max depth: 1" in result.infotext
+    assert "ToDo downsample factor: 2, ToDo version: " in result.infotext
     assert [changes(before, b["leftovers"]) for b in record.between] == [[]]
     assert changes(before, after) == []
     check_tiny(client)

@@ -2,8 +2,7 @@
 
 import pytest
 from client import assert_keys
-
-SECOND_ORDER = {"Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart"}
+from sampler_steps import second_order_step
 
 
 def factor_2(a):
@@ -15,12 +14,27 @@ def factor_2(a):
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
 @pytest.mark.parametrize("passes", ["both", "first", "hires"])
-def test_hires_passes(client, passes, upscaler):
+@pytest.mark.parametrize("moving", [True, False])
+def test_hires_passes(client, passes, upscaler, moving):
     with client.recording(indices=True) as record:
-        client.hires([True, 2, 1, 0, 1, 2, passes], hr_upscaler=upscaler)
+        client.hires([True, 2, 1, 0, 1, 0, passes, 0, moving], hr_upscaler=upscaler)
     assert {a.grid for a in record.where(pass_name="first", depth=1)} == {(8, 8)}
     assert {a.grid for a in record.where(pass_name="hires", depth=1)} == {(16, 16)}
-    assert_keys(record, lambda a: factor_2(a) if passes in ("both", a.pass_name) else 1)
+    assert_keys(record, lambda a: factor_2(a) if passes in ("both", a.pass_name) else 1, moving)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_hires_factor(client, factor):
+    with client.recording(indices=True) as record:
+        result = client.hires([True, factor, 2, 0, 1, 0, "both", 4])
+    wanted = {"first": [factor, 1, 1, 1], "hires": [4, 2, 1, 1]}
+    assert_keys(record, lambda a: wanted[a.pass_name][a.depth - 1])
+    assert "ToDo hires factor: 4" in result.infotext
+    # Where there is one pass, it has no effect.
+    with client.recording(indices=True) as record:
+        image = client.txt2img([True, 2, 2, 0, 1, 0, "both", 4]).image
+        client.img2img(image, todo=[True, 2, 2, 0, 1, 0, "both", 4])
+    assert_keys(record, factor_2)
 
 
 def test_hires_pass_counts_its_own_steps(client):
@@ -34,8 +48,8 @@ def test_hires_pass_counts_its_own_steps(client):
 @pytest.mark.parametrize("passes", ["first", "hires"])
 def test_one_pass_does_not_look_at_passes(client, passes):
     with client.recording() as record:
-        image = client.txt2img({"enabled": True, "passes": passes}).image
-        client.img2img(image, todo={"enabled": True, "passes": passes})
+        image = client.txt2img({"enabled": True, "factor": 2, "passes": passes}).image
+        client.img2img(image, todo={"enabled": True, "factor": 2, "passes": passes})
     assert_keys(record, factor_2)
 
 
@@ -45,7 +59,7 @@ def test_hires_checkpoint(client, base, other):
         client.hires([True, 2], model=base, hr_checkpoint_name=other)
     assert {a.model for a in record.where(pass_name="hires")} == {other}
     assert_keys(record, factor_2)
-    assert not any("_Keys" in text for text in client.leftovers().values())
+    assert not any("todo_lib" in text for text in client.leftovers().values())
 
 
 @pytest.mark.parametrize(("base", "other"), [("tiny", "tinyb"), ("twin.safetensors", "twin.ckpt")])
@@ -56,7 +70,7 @@ def test_refiner(client, base, other, hires):
         generate([True, 2], model=base, steps=6, refiner_checkpoint=other, refiner_switch_at=0.5)
     assert {a.model for a in record.attentions} == {base, other}
     assert_keys(record, factor_2)
-    assert not any("_Keys" in text for text in client.leftovers().values())
+    assert not any("todo_lib" in text for text in client.leftovers().values())
 
 
 # ---- samplers
@@ -66,8 +80,8 @@ def step_of_calls(record):
     """For each U-Net call: its sampling step, from what is known of the samplers, apart from the extension's code."""
     steps = []
     for call in record.calls:
-        if call["sampler"] in SECOND_ORDER:
-            steps.append(call["call"] // 2)
+        if (step := second_order_step(call["sampler"], call["call"])) is not None:
+            steps.append(step)
         elif call["sampler"] == "PLMS":
             steps.append(max(0, call["call"] - 1))
         else:

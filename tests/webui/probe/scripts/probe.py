@@ -1,7 +1,7 @@
 """Test-only extension: says over HTTP what really happens inside the WebUI, without any help of the extension tested.
 
 While a recording runs or a fault is armed, plain hooks sit on the U-Net that the host is about to call. They only
-look: nothing that passes through them is changed, so pictures are the same with and without them. Nothing is hooked
+look: nothing that passes through them is changed, so images are the same with and without them. Nothing is hooked
 otherwise.
 
 Every route waits for the host's queue, so that it runs between generations and never beside one.
@@ -21,6 +21,7 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import torch
 from fastapi import Body
@@ -33,6 +34,7 @@ from modules.paths_internal import data_path
 class Probe:
     def __init__(self):
         self.handles = []
+        self.observers = {}  # id of a U-Net or ControlNet -> handles of the hooks on its projections
         self.unet = None
         self.denoiser = lambda: None  # a weak reference to that of the pass being sampled: each pass has its own
         self.reset()
@@ -47,6 +49,8 @@ class Probe:
         """Empty the record."""
         self.calls, self.between, self.generations = [], [], []
         self.row_sets = {}  # rows -> number: the same few sets of rows come again in every layer and step
+        self.samplings = 0
+        self.denoiser = lambda: None
 
     # ---- hooks
 
@@ -57,9 +61,11 @@ class Probe:
         denoiser = params.denoiser
         if self.denoiser() is not denoiser:
             self.denoiser, self.calls_of_pass = weakref.ref(denoiser), 0
+            self.samplings += 1
         self.place = {
             "model": checkpoint_name(shared.sd_model),
             "pass": pass_name(denoiser.p),
+            "sampling": self.samplings,
             "iteration": denoiser.p.iteration,
             "sampler": denoiser.sampler.config.name,
             "step": denoiser.step,
@@ -82,7 +88,6 @@ class Probe:
         self.unet = unet
         self.handles.append(unet.register_forward_pre_hook(self.unet_called))
         self.handles.append(unet.register_forward_hook(self.unet_returned))
-        self.attach_transformers(unet)
 
     def attach_controls(self):
         """ControlNets are encoders that lie anywhere but in the U-Net."""
@@ -91,41 +96,69 @@ class Probe:
             parts = vars(module).get("_modules") or {}  # reForge takes models that it has done with to pieces
             if "input_blocks" in parts and "output_blocks" not in parts and id(module) not in self.attached:
                 self.attached[id(module)] = module
-                self.attach_transformers(module, f"control {len(self.attached)}: ")
+                self.handles.append(module.register_forward_pre_hook(self.control_observer(len(self.attached))))
 
-    def attach_transformers(self, root, prefix=""):
+    def control_observer(self, number):
+        def control_called(module, args):
+            self.observe(module, f"control {number}: ")
+
+        return control_called
+
+    def observe(self, root, prefix=""):
+        """Look at the projections of this model in its call under way, in front of and behind all that others do.
+
+        Registered anew for each call: by now all others have registered theirs.
+        """
+        self.stop_observing(id(root))
+        handles = self.observers[id(root)] = []
         for name, transformer in root.named_modules():
             blocks = getattr(transformer, "transformer_blocks", ())
             if not any(hasattr(block, "attn1") for block in blocks):
                 continue
-            self.handles.append(transformer.register_forward_pre_hook(self.transformer_called))
+            handles.append(transformer.register_forward_pre_hook(self.transformer_called, prepend=True))
             for i, block in enumerate(blocks):
                 layer = f"{prefix}{name}.transformer_blocks.{i}.attn1"
+                heads = getattr(block.attn1, "heads", 1)
                 for key in ("to_q", "to_k", "to_v"):
-                    self.handles.append(getattr(block.attn1, key).register_forward_hook(self.observer(layer, key)))
-                self.handles.append(block.norm1.register_forward_hook(self.norm_observer(layer)))
+                    given, made, taken = self.projection_observers(layer, key, heads)
+                    projection = getattr(block.attn1, key)
+                    handles.append(projection.register_forward_pre_hook(given, prepend=True))
+                    handles.append(projection.register_forward_hook(made, prepend=True))
+                    handles.append(projection.register_forward_hook(taken))
 
-    def observer(self, layer, key):
-        """The hook on a projection: a function, because extensions ask every hook for its name."""
+    def stop_observing(self, root):
+        for handle in self.observers.pop(root, ()):
+            handle.remove()
 
-        def observe(module, args, output):
-            self.projected(layer, key, module, args, output)
+    def projection_observers(self, layer, key, heads):
+        """The hooks on a projection: functions, because extensions ask every hook for its name.
 
-        return observe
+        The first one sees the tokens that the self-attention hands over, the second one what the projection makes of
+        those that are left of them, the third one what the self-attention gets.
+        """
+        seen = {}
 
-    def norm_observer(self, layer):
-        def observe(module, args, output):
-            self.normed(layer, module, args, output)
+        def given(module, args):
+            seen["given"] = args[0]
 
-        return observe
+        def made(module, args, output):
+            seen["made"] = output
+
+        def taken(module, args, output):
+            self.projected(layer, key, heads, seen.pop("given"), args[0], seen.pop("made"), output)
+
+        return given, made, taken
 
     def detach(self):
         for handle in self.handles:
             handle.remove()
+        for root in list(self.observers):
+            self.stop_observing(root)
         self.handles, self.unet, self.attached = [], None, {}
-        self.open, self.early, self.in_unet, self.tokens = {}, [], False, {}
+        self.open, self.early, self.in_unet = {}, [], False
 
     def unet_called(self, module, args):
+        self.observe(module)
         # Forge runs ControlNets before the U-Net, the WebUI's extension within its call.
         self.call = {**self.place, "call": self.calls_of_pass, "layers": self.early}
         self.open, self.early, self.in_unet = {}, [], True
@@ -141,39 +174,37 @@ class Probe:
     def unet_returned(self, module, args, output):
         self.in_unet = False
 
-    def normed(self, name, module, args, output):
-        self.tokens[name] = output
-
-    def projected(self, name, key, module, args, output):
-        """A projection of a self-attention has run: a forward hook sees what others' pre-hooks made of its input."""
-        layer, inputs = self.open.setdefault(name, ({"layer": name, "grid": self.grid}, {}))
-        layer[key] = list(output.shape[:2])
-        inputs[key] = args[0]
+    def projected(self, name, key, heads, given, left, made, taken):
+        """A projection of a self-attention has run."""
+        layer = self.open.setdefault(name, {"layer": name, "grid": self.grid, "heads": heads})
+        layer[key] = list(taken.shape[:2])
         if key == "to_k" and self.fault and self.fault.get("inside"):
             self.fire_fault()
-        if len(inputs) < 3:
-            return
-        del self.open[name]
-        if self.indices:
-            queries, keys, values = (inputs[key] for key in ("to_q", "to_k", "to_v"))
-            tokens = self.tokens.get(name)
-            if tokens is not None and queries.shape[1] < tokens.shape[1] and len(queries) == len(tokens):
-                queries = tokens  # another extension has merged them: all tokens are what the block was given
-            layer["key_rows"] = self.rows(queries, keys)
-            layer["value_rows"] = layer["key_rows"] if values is keys else self.rows(queries, values)
-        (self.call["layers"] if self.in_unet else self.early).append(layer)
+        if self.indices and key != "to_q":
+            layer[f"{key}_rows"] = self.rows(given, left, made, taken, heads)
+        if all(projection in layer for projection in ("to_q", "to_k", "to_v")):
+            del self.open[name]
+            (self.call["layers"] if self.in_unet else self.early).append(layer)
 
-    def rows(self, queries, keys):
-        """Which query token each key token is an exact copy of, per batch entry (-1: of none), as a number of a set."""
+    def rows(self, given, left, made, taken, heads):
+        """Which given token each taken key or value comes from, as a number of a set of such lists.
+
+        Per batch entry and head; a single list stands for heads that are all alike. -1: from none.
+        left: the tokens that the projection has got, maybe fewer than were given. made: what it has made of them.
+        """
         found = []
-        if len(queries) == len(keys):
-            for entry, others in zip(queries.float().cpu().numpy(), keys.float().cpu().numpy(), strict=True):
-                index = {}
-                for i, token in enumerate(entry):
-                    index.setdefault(token.tobytes(), i)
-                rows = tuple(index.get(token.tobytes(), -1) for token in others)
-                if rows not in found:
-                    found.append(rows)
+        for tokens, lefts, mades, takens in zip(*map(arrays, (given, left, made, taken)), strict=True):
+            in_front = list(range(len(tokens))) if left is given else sources(tokens, lefts)
+            if taken is made:
+                behind = [list(range(len(mades)))]
+            else:
+                heads = heads if mades.shape[-1] % heads == 0 else 1
+                parts = (np.split(array, heads, axis=-1) for array in (mades, takens))
+                behind = [sources(*pair) for pair in zip(*parts, strict=True)]
+            rows = [tuple(in_front[i] if i >= 0 else -1 for i in head) for head in behind]
+            rows = tuple(rows if len(set(rows)) > 1 else rows[:1])
+            if rows not in found:
+                found.append(rows)
         return self.row_sets.setdefault(tuple(found), len(self.row_sets))
 
     # ---- faults
@@ -205,7 +236,7 @@ class Probe:
             )
 
     def hook_ids(self):
-        return {handle.id for handle in self.handles}
+        return {handle.id for handles in (self.handles, *self.observers.values()) for handle in handles}
 
     # ---- routes
 
@@ -227,6 +258,19 @@ class Probe:
         self.forget()
         self.detach()
         return record
+
+
+def arrays(tensor):
+    """A tensor's entries as they can be compared byte by byte."""
+    return tensor.detach().float().cpu().numpy()
+
+
+def sources(rows, copies):
+    """Which row each of the others is an exact copy of: the first one where several are alike, -1 for none."""
+    places = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.tobytes(), i)
+    return [places.get(row.tobytes(), -1) for row in copies]
 
 
 def current_unet():

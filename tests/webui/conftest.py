@@ -79,10 +79,10 @@ def webui(checkpoints, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def running_among(others, checkpoints, data, table):
-    """A running WebUI with these extensions of other people, name -> folder, and with `client`."""
+def running_among(others, checkpoints, data, table, *more):
+    """A running WebUI with these extensions of other people, name -> folder, with `client` and with more arguments."""
     extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
-    arguments = [f"--lora-dir={checkpoints / 'lora'}", *arguments_for(others)]
+    arguments = [f"--lora-dir={checkpoints / 'lora'}", *arguments_for(others), *more]
     if "sd-webui-controlnet" in others:
         arguments.append(f"--controlnet-dir={checkpoints / 'control'}")
     # One extension raises in every generation of a WebUI that saves none; requests say that they don't want it.
@@ -147,6 +147,14 @@ def apart(checkpoints, tmp_path_factory, table):
     """The same with those that do not."""
     others = {name: folder for name, folder in find_extensions().items() if name in APART}
     with running_among(others, checkpoints, tmp_path_factory.mktemp("apart") / "data", table) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def medvram(checkpoints, tmp_path_factory, table):
+    """A running WebUI that moves the parts of a model to the device one at a time."""
+    data = tmp_path_factory.mktemp("medvram") / "data"
+    with running_among({}, checkpoints, data, table, "--medvram") as server:
         yield server
 
 

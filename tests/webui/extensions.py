@@ -82,6 +82,24 @@ def tiled(method, tile, overlap, *more, **request):
     return asked("Tiled Diffusion", True, method, False, True, 512, 512, *tile, overlap, 2, *more, **request)
 
 
+def inverted(run):
+    """Tiled Diffusion finds the noise of an image by a sampling of its own."""
+    inversion = ["None", 1.0, True, 4, 1, 1, 64]
+    return {"image": run.image, "denoising_strength": 0.6, **tiled("MultiDiffusion", (16, 12), 4, *inversion)}
+
+
+def ultimate_upscale(run):
+    tiles = [None, 256, 128, 8, 16, 64, 0.35, 16]
+    args = [*tiles, 0, False, 0, False, 8, 0, 2, 0, 0, 2]  # the upscaler "None", in lines, twice the size
+    script = {"script_name": "Ultimate SD upscale", "script_args": args}
+    return {"image": run.image, "denoising_strength": 0.6, **script}
+
+
+def upscaled(run):
+    more = ["Lanczos", "", "", 0.6, "Use same sampler", 0, "Use same scheduler"]
+    return {"image": run.image, "denoising_strength": 0.6, **asked("img2img Hires Fix", True, 2, 0, 0, 0, *more)}
+
+
 def incantations(seg=False, scfg=False, pag=False, **request):
     args = [seg, 11.0, 0, 150, scfg, 1.0, 0.8, 3.0, 0.0, 0, 150, 4]
     return asked("Incantations", *args, pag, 3.0, 0, 150, False, "Constant", 0, 100, False, **request)
@@ -174,6 +192,11 @@ EXTENSIONS = [
             height=128,
         ),
         models=BOTH,
+    ),
+    extension(MULTI, TILES, "MultiDiffusion, noise inversion", inverted, method="img2img"),
+    extension("ultimate-upscale-for-automatic1111", NESTS, "Ultimate SD Upscale", ultimate_upscale, method="img2img"),
+    extension(  # its noise is from no seed
+        "img2img-hires-fix", NESTS, "img2img Hires Fix", upscaled, method="img2img", repeats=False
     ),
     extension(KOHYA, RESIZES, "Kohya Hires.fix", kohya((0.5, 0.9), "bicubic", 0.5, 2.0, False, False), models=BOTH),
     extension(KOHYA, RESIZES, "Kohya Hires.fix, smooth", kohya((0.9, 0.9), "bicubic", 0.5, 2.0, True, False)),

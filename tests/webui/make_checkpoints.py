@@ -564,7 +564,7 @@ def main():
             net = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             for kind, extra in (("control", control_weights(net)), ("lora", lora_weights(net, LORA[args.forks]))):
                 put(args.out / kind / f"{kind}-{name}", functools.partial(save_file, extra))
-            if args.forks:
+            if path.stem in ("fork", "tiny"):
                 put(args.out / "control" / f"lllite-{name}", functools.partial(save_file, lllite_weights(net)))
     if args.forks:
         put_text(args.out / "forks.json", json.dumps(FORK_SIZES, indent=1))

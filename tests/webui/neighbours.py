@@ -1,7 +1,7 @@
 """The neighbours of the compatibility table: what else runs in the same generation, and how to ask for it."""
 
 import numpy as np
-from client import encode
+from client import RequestFailed, encode
 from compatibility import Neighbour
 
 SMALL = {"width": 128, "height": 64}
@@ -38,12 +38,24 @@ def hypernetwork(run):
     return {"prompt": "a cat <hypernet:tiny-hypernetwork:1>"}
 
 
+def fails_in_fp8(run):
+    """Why the host cannot run with such weights here, if it cannot."""
+    try:
+        with run.client.options(fp8_storage="Enable"):
+            run.client.txt2img(model=run.model)
+    except RequestFailed as failure:
+        return f"fails without ToDo as well: {failure.text[:200]}"
+    return None
+
+
 HYPERTILE = {
     "hypertile_enable_unet": True,
     "hypertile_max_tile_unet": 128,
     "hypertile_max_depth_unet": 3,
     "hypertile_swap_size_unet": 1,
 }
+SCHEDULES = ["Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps", "Simple"]
+SCHEDULES += ["DDIM", "Beta"]  # "Normal" is what Euler has anyway
 HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, **SMALL}
 
 # ---- what the WebUI itself has
@@ -125,7 +137,11 @@ HOST = [
         options={**HYPERTILE, "token_merging_ratio": 0.5},
         may_leave=True,
     ),
+    Neighbour("FP8 weights", "the host's own", options={"fp8_storage": "Enable"}, ready=fails_in_fp8, models=("tiny",)),
+    *(Neighbour(f"schedule {n}", "the host's own", {"scheduler": n}, models=("tiny",)) for n in SCHEDULES),
 ]
+
+MEDVRAM = Neighbour("--medvram", "the host's own", HIRES, changes_picture=False)
 
 
 # ---- ControlNet
@@ -141,9 +157,9 @@ def without_control_model(run):
         return "no ControlNet for this model"
 
 
-def control_model(run):
-    names = run.client.get("/controlnet/model_list")["model_list"]
-    name = next(name for name in names if name.startswith("control-" + run.model))
+def control_model(run, kind="control"):
+    names = run.client.get("/controlnet/model_list", update="true")["model_list"]
+    name = next(name for name in names if name.startswith(f"{kind}-{run.model}"))
     return control(run, module="none", model=name, weight=1.0)
 
 
@@ -161,6 +177,13 @@ CONTROLNET = [
         control_model,
         repository="sd-webui-controlnet",
         ready=without_control_model,
+    ),
+    Neighbour(
+        "ControlLLLite",
+        "joins tokens with the whole grid's embedding",
+        lambda run: control_model(run, "lllite"),
+        repository="sd-webui-controlnet",
+        models=("tiny",),
     ),
 ]
 

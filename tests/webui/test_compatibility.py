@@ -12,7 +12,7 @@ from client import RequestFailed
 from compatibility import check, check_without_unet
 from extensions import APART, EXTENSIONS
 from hosts import FULL_VAE
-from neighbours import NEIGHBOURS
+from neighbours import MEDVRAM, NEIGHBOURS
 from sampler_steps import check_first_half
 
 pytestmark = pytest.mark.slow
@@ -81,6 +81,11 @@ def test_samplers(crowd, table, subtests):
 def test_neighbour(request, table, neighbour, model):
     crowd = request.getfixturevalue("apart" if neighbour.repository in APART else "crowd")
     check_neighbour(crowd, table.cell("neighbours", "A1111", model), neighbour)
+
+
+@pytest.mark.parametrize("model", MEDVRAM.models)
+def test_medvram(medvram, table, model):
+    check_neighbour(medvram, table.cell("neighbours", "A1111", model), MEDVRAM)
 
 
 # ---- Forge and its kin

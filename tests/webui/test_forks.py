@@ -37,7 +37,7 @@ def factor_2(a):
         ([True, 9], "ToDo: factor = 9 is not allowed: it must be 0, or a number from 1 to 8"),
         ([True, 2, 1, 0.6, 0.5], "end = 0.5 is not allowed"),
         ({"enabled": True, "facotr": 3}, "facotr"),
-        ([False, 99], "factor = 99 is not allowed"),
+        ({"factor": 0.5}, "factor = 0.5 is not allowed"),
     ],
 )
 def test_bad_values_fail_the_request(client, todo, text):
@@ -45,6 +45,12 @@ def test_bad_values_fail_the_request(client, todo, text):
         client.txt2img(todo, **TINY)
     assert failure.value.status == 422 and text in failure.value.text
     assert record.attentions == []
+
+
+def test_arguments_that_are_not_for_todo_leave_it_off(client):
+    dense = client.txt2img(**TINY).image
+    for todo in ([False, 99], [None], ["a list that has slipped", 5]):
+        assert np.array_equal(client.txt2img(todo, **TINY).image, dense), todo
 
 
 # ---- nothing is left

@@ -34,7 +34,7 @@ from modules.paths_internal import data_path
 class Probe:
     def __init__(self):
         self.handles = []
-        self.observers = {}  # id of a U-Net or ControlNet -> handles of the hooks on its projections
+        self.observers = {}  # id of a U-Net or ControlNet -> hooked modules and the handles of the hooks
         self.unet = None
         self.denoiser = lambda: None  # a weak reference to that of the pass being sampled: each pass has its own
         self.reset()
@@ -110,25 +110,31 @@ class Probe:
         Registered anew for each call: by now all others have registered theirs.
         """
         self.stop_observing(id(root))
-        handles = self.observers[id(root)] = []
+        observers = self.observers[id(root)] = []
         for name, transformer in root.named_modules():
             blocks = getattr(transformer, "transformer_blocks", ())
             if not any(hasattr(block, "attn1") for block in blocks):
                 continue
-            handles.append(transformer.register_forward_pre_hook(self.transformer_called, prepend=True))
+            called = transformer.register_forward_pre_hook(self.transformer_called, prepend=True)
+            observers.append((transformer, called))
             for i, block in enumerate(blocks):
                 layer = f"{prefix}{name}.transformer_blocks.{i}.attn1"
                 heads = getattr(block.attn1, "heads", 1)
                 for key in ("to_q", "to_k", "to_v"):
                     given, made, taken = self.projection_observers(layer, key, heads)
                     projection = getattr(block.attn1, key)
-                    handles.append(projection.register_forward_pre_hook(given, prepend=True))
-                    handles.append(projection.register_forward_hook(made, prepend=True))
-                    handles.append(projection.register_forward_hook(taken))
+                    handles = [
+                        projection.register_forward_pre_hook(given, prepend=True),
+                        projection.register_forward_hook(made, prepend=True),
+                        projection.register_forward_hook(taken),
+                    ]
+                    observers += [(projection, handle) for handle in handles]
 
     def stop_observing(self, root):
-        for handle in self.observers.pop(root, ()):
+        for module, handle in self.observers.pop(root, ()):
             handle.remove()
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):  # some extensions put other ones in place
+                hooks.pop(handle.id, None)
 
     def projection_observers(self, layer, key, heads):
         """The hooks on a projection: functions, because extensions ask every hook for its name.
@@ -236,7 +242,8 @@ class Probe:
             )
 
     def hook_ids(self):
-        return {handle.id for handles in (self.handles, *self.observers.values()) for handle in handles}
+        observing = [handle for observers in self.observers.values() for _, handle in observers]
+        return {handle.id for handle in (*self.handles, *observing)}
 
     # ---- routes
 

@@ -30,15 +30,16 @@ INTRODUCTION = """\
 
 What ToDo and something else make of one generation. This page is written by a test run, `python3 dev.py compatibility`,
 in the real hosts, with small random-weight models on a CPU. Every cell is judged by the queries, keys and values that
-all self-attentions saw, by the pictures (both effects are there; switched off, it is the picture without ToDo), by what
-is left on models and classes (nothing), and by the line under the picture, at depths 1 to 4 and factor 2.
+all self-attentions saw, by the images (both effects are there; switched off, it is the image without ToDo), by what
+is left on models and classes (nothing), and by the line under the image, at depths 1 to 4 and factor 2.
+The grid moves: in each step, all self-attentions have to take their keys from the same places.
 
 - **ok**: all self-attentions had just the keys they should have.
-- **left**: some were left to the other, and the line under the picture says so, in the words quoted.
+- **left**: some were left to the other, and the line under the image says so, in the words quoted.
 - **–**: not run here; why stands below the table.
 
 Samplers of the forks are judged by their steps alone: of each call of the U-Net, whether it had the keys that it should
-have with ToDo in the first half of the steps. Models without a U-Net are judged by the words and by the picture.
+have with ToDo in the first half of the steps. Models without a U-Net are judged by the words and by the image.
 """
 
 
@@ -126,6 +127,6 @@ def place_of(cell):
 
 
 def words(cell):
-    """What a note says of a cell: of the line under the picture, what was left to whom."""
+    """What a note says of a cell: of the line under the image, what was left to whom."""
     clauses = re.findall(r"(?:nothing downsampled, )?(\d+ layers?[^,;]* left to another patch[^,;]*)", cell.words)
     return " and ".join(f"“{clause}”" for clause in dict.fromkeys(clauses)) or cell.words.replace("\n", " ")[:300]

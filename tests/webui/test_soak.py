@@ -16,17 +16,18 @@ from neighbours import NEIGHBOURS
 pytestmark = pytest.mark.slow
 
 MODELS = ["tiny", "tinyb", "tinyinp", "tiny2v", "tinyxl"]
-BAD = [{"factor": 9}, {"max_depth": 0}, {"passes": "second"}, {"start": 0.6, "end": 0.5}, {"faktor": 2}, {"auto": 1}]
+BAD = [{"factor": 9}, {"max_depth": 0}, {"passes": "second"}, {"start": 0.6, "end": 0.5}, {"faktor": 2}, {"moving": 1}]
 
 
 def draw_settings(dice):
     settings = {
         "enabled": dice.random() < 0.9,
-        "factor": dice.choice([1, 1.5, 2, 3, 8]),
+        "factor": dice.choice([0, 1, 1.5, 2, 3, 8]),
         "max_depth": dice.randint(1, 4),
-        "deeper_factor": dice.choice([1, 2, 2.5]),
+        "deeper_factor": dice.choice([0, 1, 2, 2.5]),
         "passes": dice.choice(["both", "first", "hires"]),
-        "auto": dice.random() < 0.2,
+        "hires_factor": dice.choice([0, 0, 1, 3]),
+        "moving": dice.random() < 0.7,
     }
     settings["start"], settings["end"] = sorted(dice.choice([0, 0.25, 0.5, 0.8, 1]) for _ in range(2))
     return settings

@@ -2,7 +2,7 @@
 
 import pytest
 from client import assert_keys
-from sampler_steps import second_order_step
+from sampler_steps import check_first_half, second_order_step
 
 
 def factor_2(a):
@@ -127,13 +127,7 @@ def test_dpm_adaptive_goes_by_the_noise_schedule(client):
     for generate in (client.txt2img, lambda **request: client.img2img(image, denoising_strength=0.7, **request)):
         with client.recording() as record:
             generate(todo=[True, 2, 1, 0, 0.5], sampler_name="DPM adaptive", cfg_scale=1)
-        sigmas = [call["sigma"] for call in record.calls]
-        short = [all(a.keys * 4 == a.queries for a in record.where(call=c["call"], depth=1)) for c in record.calls]
-        assert short[0] and not short[-1]
-        # One noise level parts the calls with few keys from those with all.
-        assert min(s for s, yes in zip(sigmas, short, strict=True) if yes) > max(
-            s for s, yes in zip(sigmas, short, strict=True) if not yes
-        )
+        check_first_half(record, "DPM adaptive")
 
 
 def test_split_cond_and_uncond_and_long_prompts(client):

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-from client import Offsets, kept_grid
-from hosts import A1111, FULL_VAE, Host
+
+from tests.webui.client import Offsets, kept_grid
+from tests.webui.hosts import A1111, FULL_VAE, Host
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 REQUEST = {"width": 256, "height": 128, "steps": 4}

@@ -8,12 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from browser import chromium, find_chromium, open_webui
-from client import Client
-from extensions import APART, arguments_for, fit
-from hosts import A1111, FORKS
-from server import REPOSITORY, WebUI, find_extensions, find_webui, make_checkpoints
-from table import Table
+
+from tests.webui.browser import chromium, find_chromium, open_webui
+from tests.webui.client import Client
+from tests.webui.extensions import APART, arguments_for, fit
+from tests.webui.hosts import A1111, FORKS
+from tests.webui.server import REPOSITORY, WebUI, find_extensions, find_webui, make_checkpoints
+from tests.webui.table import Table
 
 HERE = Path(__file__).resolve().parent
 NO_WEBUI = "no WebUI"

@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from compatibility import Neighbour
 from PIL import Image
-from server import HERE, environment, find_webui, python_of
+
+from tests.webui.compatibility import Neighbour
+from tests.webui.server import HERE, environment, find_webui, python_of
 
 TILES = "tiles the sampler"
 RESIZES = "resizes inside the U-Net"

@@ -1,10 +1,11 @@
 """What runs beside ToDo in Forge and its kin: what their hosts have, and the extensions that they bring along."""
 
 import numpy as np
-from client import RequestFailed
-from compatibility import Neighbour
-from hosts import FULL_VAE
-from neighbours import control, from_image, mask
+
+from tests.webui.client import RequestFailed
+from tests.webui.compatibility import Neighbour
+from tests.webui.hosts import FULL_VAE
+from tests.webui.neighbours import control, from_image, mask
 
 MODELS = ("fork",)
 SMALL = {"width": 128, "height": 64, "steps": 3}

@@ -1,8 +1,9 @@
 """The neighbours of the compatibility table: what else runs in the same generation, and how to ask for it."""
 
 import numpy as np
-from client import RequestFailed, encode
-from compatibility import Neighbour
+
+from tests.webui.client import RequestFailed, encode
+from tests.webui.compatibility import Neighbour
 
 SMALL = {"width": 128, "height": 64}
 LARGE = {"width": 512, "height": 256, "steps": 2}

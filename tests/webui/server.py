@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import requests
-from hosts import A1111, WINDOWS, python_of
+
+from tests.webui.hosts import A1111, WINDOWS, python_of
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

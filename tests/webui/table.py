@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from compatibility import Cell
+from tests.webui.compatibility import Cell
 
 HERE = Path(__file__).resolve().parent
 CELLS = HERE / "compatibility.json"

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from client import RequestFailed, assert_keys
+
+from tests.webui.client import RequestFailed, assert_keys
 
 PAPER = {"factor": 2, "max_depth": 1, "moving": False}
 

@@ -6,14 +6,14 @@ command of its own, `python dev.py compatibility`, which writes docs/compatibili
 
 import contextlib
 
-import fork_neighbours
 import pytest
-from client import RequestFailed
-from compatibility import check, check_without_unet
-from extensions import APART, EXTENSIONS
-from hosts import FULL_VAE
-from neighbours import MEDVRAM, NEIGHBOURS
-from sampler_steps import check_first_half
+
+from tests.webui.client import RequestFailed
+from tests.webui.compatibility import check, check_without_unet
+from tests.webui.extensions import APART, EXTENSIONS
+from tests.webui.hosts import FULL_VAE
+from tests.webui.neighbours import MEDVRAM, NEIGHBOURS
+from tests.webui.sampler_steps import check_first_half
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,10 @@ import re
 
 import numpy as np
 import pytest
-from client import Client, RequestFailed, assert_keys, changes
-from hosts import FULL_VAE
 from test_moving_grid import check_order
+
+from tests.webui.client import Client, RequestFailed, assert_keys, changes
+from tests.webui.hosts import FULL_VAE
 
 pytestmark = pytest.mark.slow
 

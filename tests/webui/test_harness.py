@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from client import Attention, Offsets, RequestFailed, changes, kept_grid, kept_rows, moving_rows
+
+from tests.webui.client import Attention, Offsets, RequestFailed, changes, kept_grid, kept_rows, moving_rows
 
 # Token grids by depth of a 128x64 picture, and how many self-attentions each has.
 SD1 = {(8, 16): 5, (4, 8): 5, (2, 4): 5, (1, 2): 1}

@@ -5,7 +5,8 @@ The order of a moving grid is judged in test_moving_grid.py.
 
 import numpy as np
 import pytest
-from client import assert_keys, changes, kept_grid
+
+from tests.webui.client import assert_keys, changes, kept_grid
 
 MODELS = ["tiny", "tiny2v", "tinyxl", "tinyinp"]
 

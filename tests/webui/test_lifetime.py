@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from client import RequestFailed, changes
+
+from tests.webui.client import RequestFailed, changes
 
 TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 

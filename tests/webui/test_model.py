@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from client import Client
-from hosts import A1111
-from server import WebUI
 
 from lab.model import card
 from lab.model.emoji import LARGE_SIZE, install
+from tests.webui.client import Client
+from tests.webui.hosts import A1111
+from tests.webui.server import WebUI
 
 pytestmark = pytest.mark.slow
 

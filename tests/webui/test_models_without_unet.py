@@ -1,7 +1,8 @@
 """Models without U-Net self-attention, or whose U-Net is not what runs: nothing is done, and the comment says so."""
 
 import numpy as np
-from client import RequestFailed, assert_keys, changes
+
+from tests.webui.client import RequestFailed, assert_keys, changes
 
 SD3 = "tinysd3"
 

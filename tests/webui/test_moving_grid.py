@@ -9,13 +9,14 @@ import math
 
 import numpy as np
 import pytest
-from client import Client, Offsets, assert_keys, kept_rows
-from compatibility import Run
 from conftest import running_among
-from neighbours import control, control_model
-from sampler_steps import second_order_step
-from server import find_extensions
-from table import Table
+
+from tests.webui.client import Client, Offsets, assert_keys, kept_rows
+from tests.webui.compatibility import Run
+from tests.webui.neighbours import control, control_model
+from tests.webui.sampler_steps import second_order_step
+from tests.webui.server import find_extensions
+from tests.webui.table import Table
 
 SIZE = {"width": 192, "height": 96}  # 24 x 12 tokens, which both 2 and 3 divide
 

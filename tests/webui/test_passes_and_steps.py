@@ -1,8 +1,9 @@
 """Which passes and which sampling steps are downsampled."""
 
 import pytest
-from client import assert_keys
-from sampler_steps import check_first_half, second_order_step
+
+from tests.webui.client import assert_keys
+from tests.webui.sampler_steps import check_first_half, second_order_step
 
 
 def factor_2(a):

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from client import Client, RequestFailed, changes
-from hosts import A1111
-from server import HERE, REPOSITORY, WebUI, find_extensions
+
+from tests.webui.client import Client, RequestFailed, changes
+from tests.webui.hosts import A1111
+from tests.webui.server import HERE, REPOSITORY, WebUI, find_extensions
 
 TILED, AGAIN, ULTIMATE = (
     "multidiffusion-upscaler-for-automatic1111",

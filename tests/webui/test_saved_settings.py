@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from client import Client
-from hosts import A1111
-from server import REPOSITORY, WebUI, find_extensions
+
+from tests.webui.client import Client
+from tests.webui.hosts import A1111
+from tests.webui.server import REPOSITORY, WebUI, find_extensions
 
 OTHER = "sd-webui-token-downsampling"
 SAVED = {  # as "Settings > Defaults" writes them: a whole number without its ".0"

@@ -8,10 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from client import RequestFailed
-from compatibility import Run, image_of
-from extensions import EXTENSIONS
-from neighbours import NEIGHBOURS
+
+from tests.webui.client import RequestFailed
+from tests.webui.compatibility import Run, image_of
+from tests.webui.extensions import EXTENSIONS
+from tests.webui.neighbours import NEIGHBOURS
 
 pytestmark = pytest.mark.slow
 

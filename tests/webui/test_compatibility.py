@@ -8,6 +8,7 @@ import contextlib
 
 import pytest
 
+from tests.webui import fork_neighbours
 from tests.webui.client import RequestFailed
 from tests.webui.compatibility import check, check_without_unet
 from tests.webui.extensions import APART, EXTENSIONS

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_arguments import plot
 
 from tests.webui.client import Client, RequestFailed
 from tests.webui.compatibility import TODO, judge
 from tests.webui.hosts import A1111
 from tests.webui.server import REPOSITORY, WebUI, find_distributed
+from tests.webui.test_arguments import plot
 
 pytestmark = pytest.mark.slow
 

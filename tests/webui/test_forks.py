@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 import pytest
-from test_moving_grid import check_order
 
 from tests.webui.client import Client, RequestFailed, assert_keys, changes
 from tests.webui.hosts import FULL_VAE
+from tests.webui.test_moving_grid import check_order
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 import pytest
-from conftest import running_among
 
 from tests.webui.client import Client, Offsets, assert_keys, kept_rows
 from tests.webui.compatibility import Run
+from tests.webui.conftest import running_among
 from tests.webui.neighbours import control, control_model
 from tests.webui.sampler_steps import second_order_step
 from tests.webui.server import find_extensions

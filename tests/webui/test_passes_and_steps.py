@@ -92,7 +92,7 @@ def step_of_calls(record):
 
 @pytest.fixture(scope="session")
 def samplers(webui):
-    from client import Client
+    from tests.webui.client import Client
 
     return [sampler["name"] for sampler in Client(webui.url).get("/sdapi/v1/samplers")]
 

@@ -31,7 +31,7 @@ class EncoderWatch:
         """Look on until the U-Net's first block runs, or until `stop`."""
         self.stop()
         if hasattr(unet, "input_blocks"):
-            self._handles.append(register_module_forward_pre_hook(self._look))
+            self._handles.append(register_module_forward_pre_hook(self._before_module))
             self._handles.append(unet.input_blocks[0].register_forward_pre_hook(lambda *args: self.stop()))
 
     def stop(self) -> None:
@@ -44,7 +44,7 @@ class EncoderWatch:
         self.stop()
         self._known.clear()
 
-    def _look(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _before_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         parts = vars(module).get("_modules", ())  # compiled modules have none
         if "input_blocks" not in parts or "output_blocks" in parts or module in self._known:
             return

@@ -88,7 +88,7 @@ class TransformerHooks:
         self._step = Step(0, 0.0)
         self._grid: Grid | None = None  # None: this call stays dense
         self._kept: Grid = (0, 0)
-        self._left: dict[str, Reason] = {}
+        self._reasons: dict[str, Reason] = {}
         # (projection, its tokens, the kept ones) of to_k or to_v, whichever ran first: the other one takes the same.
         self._gathered: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
 
@@ -117,7 +117,7 @@ class TransformerHooks:
             return
         self._grid = grid
         replaced = replaced_by_options(args, kwargs, list(self._attentions))
-        self._left = {
+        self._reasons = {
             name: Reason.COMPUTATION
             for name, attn in self._attentions.items()
             if name in replaced or is_computed_differently(attn, self._known) or is_computed_by_hooks(attn)
@@ -126,11 +126,11 @@ class TransformerHooks:
     def _attention_hook(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
         def before_attention(attn: nn.Module, args: Args, kwargs: Kwargs) -> None:
             """See whether the self-attention was handed something that counts on all keys."""
-            if self._grid is None or self._left.get(name) is Reason.COMPUTATION:
+            if self._grid is None or self._reasons.get(name) is Reason.COMPUTATION:
                 return
-            self._left.pop(name, None)
+            self._reasons.pop(name, None)
             if reason := counts_on_all_keys(args, kwargs, self._grid):
-                self._left[name] = reason
+                self._reasons[name] = reason
 
         return before_attention
 
@@ -168,9 +168,9 @@ class TransformerHooks:
         """(B, N, C) -> (B, n, C), or None where these tokens are to be left whole."""
         assert self._grid is not None
         grids, rest = divmod(int(tokens.shape[1]), self._grid[0] * self._grid[1])
-        reason = Reason.TOKENS if rest or not grids else self._left.get(name)
+        reason = Reason.TOKENS if rest or not grids else self._reasons.get(name)
         if reason:
-            self._report.left(name, reason)
+            self._report.leave(name, reason)
             return None
         index = self._downsampling.index(self._depth, self._grid, grids, self._step, heads, tokens.device)
         self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position)

@@ -115,7 +115,7 @@ class Patch:
                     TransformerHooks(transformer, self, known, prefix).install(handles)
                     continue
                 for name in transformer.attentions:
-                    self.report.left(prefix + name, Reason.COMPILED)
+                    self.report.leave(prefix + name, Reason.COMPILED)
         except BaseException:
             _remove(handles)
             raise

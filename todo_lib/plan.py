@@ -16,7 +16,7 @@ class DepthPlan:
     """One depth of a U-Net: its token grid (H, W), the key grid kept of it, and the work that means.
 
     factor: the downsample factor, 1 where the depth stays dense. layers: number of self-attentions. dense_work and
-    work: multiply-adds of all their two matrix products (scores and weighted sum) for one picture in one U-Net call,
+    work: multiply-adds of all their two matrix products (scores and weighted sum) for one image in one U-Net call,
     2 * queries * keys * channels each, without and with downsampling.
     """
 
@@ -32,7 +32,7 @@ class DepthPlan:
 def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> list[DepthPlan]:
     """What `settings` will do to `unet` on a latent of (H, W), depth by depth; empty where it has no self-attention.
 
-    A latent pixel is 8 pixels of the picture. Each halving of a U-Net rounds odd sizes up.
+    A latent pixel is 8 pixels of the image. Each halving of a U-Net rounds odd sizes up.
     """
     depths: dict[int, list[SpatialTransformer]] = {}
     for transformer in spatial_transformers(unet):

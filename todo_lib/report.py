@@ -66,7 +66,7 @@ class Report:
             self.control_steps.add(position)
         self.layers.setdefault((depth, grid, kept), set()).add(name)
 
-    def left(self, name: str, reason: Reason) -> None:
+    def leave(self, name: str, reason: Reason) -> None:
         """Note that this self-attention was left to another patch."""
         self.left_layers.setdefault(reason, set()).add(name)
 

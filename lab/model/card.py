@@ -14,7 +14,7 @@ from lab.model.emoji import Emoji
 from lab.model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
-PICTURES, SAMPLES, LARGE = (HERE / "docs" / f"{name}.png" for name in ("pictures", "samples", "large"))
+PICTURES, SAMPLES, LARGE = (HERE / "docs" / f"{name}.webp" for name in ("pictures", "samples", "large"))
 COLUMNS, CELL = 8, 64
 
 

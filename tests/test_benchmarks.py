@@ -1,4 +1,4 @@
-"""The benchmarks of speed, of what hooks cost and of the reference, on a tiny U-Net: each method's keys are counted."""
+"""The benchmarks of speed, of hooks and of the reference, on a tiny U-Net. Each method's keys are counted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tokens(grid):
 
 
 def everything(*exceptions):
-    """Depth -> {(queries, keys)} where all keys are there but at the depths given first."""
+    """Depth -> {(queries, keys)}: `exceptions` at the first depths, and all keys at deeper ones."""
     dense = [(tokens(grid), tokens(grid)) for grid in GRIDS]
     return {i + 1: {counts} for i, counts in enumerate([*exceptions, *dense[len(exceptions) :]])}
 
@@ -57,7 +57,7 @@ def everything(*exceptions):
         (todo(Settings(enabled=True)), everything()),
         (todo(Settings(enabled=True, factor=3)), everything((384, 5 * 8), (96, 5 * 8))),
         (inline(paper(3), (16, 24)), everything((384, 5 * 8))),
-        (tome(0.5), everything((192, 192))),  # merges its queries too
+        (tome(0.5), everything((192, 192))),  # ToMe merges its queries too
         (tome(0.75), everything((96, 96))),
         (tome(0.5, 2), everything((192, 192), (48, 48))),
         (FLOOR, everything((384, 1), (96, 1), (24, 1), (6, 1))),
@@ -93,7 +93,7 @@ def test_names_tell_the_settings(settings, name):
 
 
 def test_keys_of_sdxl():
-    """It has two grids with self-attention, of two and ten blocks a transformer, and no other one."""
+    """SDXL has self-attention on two grids only, with two and ten blocks a transformer."""
     unet = make_unet(TINY_XL)
     (_, dense), (_, merged) = run(unet, DENSE, TINY_XL), run(unet, tome(0.75, largest=2), TINY_XL)
     _, deeper = run(unet, tome(0.75, depth=2, largest=2), TINY_XL)
@@ -148,7 +148,7 @@ def test_tokens_are_merged_where_the_paper_downsamples(unet, size, merging):
 def test_roles_share_a_method_where_the_same_tokens_are_kept(unet):
     names = {role: method.name for role, method in speed.methods_of(unet, TINY, 1024).items()}
     assert names["paper"] == "ToDo 2" and names["moving 2"] == "moving 2"
-    assert names["moving"] == "moving auto"  # 3, and not half of that but 1 at depth 2
+    assert names["moving"] == "moving auto"  # factor 3, and at depth 2 not half of that, but 1
     names = {role: method.name for role, method in speed.methods_of(unet, TINY, 640).items()}
     assert names["moving"] == names["moving 2"] == "moving 2"
     assert speed.methods_of(unet, TINY, 512)["moving"] is DENSE
@@ -173,16 +173,16 @@ def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
     assert path.read_text() == before
 
 
-# Without ToMe: rounding changes which tokens it takes for alike.
+# ToMe is left out: rounding changes the tokens that it merges.
 @pytest.mark.parametrize(
     "method", [DENSE, todo(paper(2)), todo(Settings(enabled=True, factor=2)), FLOOR], ids=lambda m: m.name
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.12)])
 @pytest.mark.parametrize("layout", [TINY, TINY_XL], ids=lambda layout: layout.name)
 def test_precisions(layout, dtype, tolerance, method):
-    """The same weights and noise come to the same, but for rounding."""
+    """The same weights and noise give the same result, but for rounding."""
     unet, exact = make_unet(layout, dtype=dtype), make_unet(layout)
-    exact.load_state_dict(unet.state_dict())  # each precision draws numbers of its own
+    exact.load_state_dict(unet.state_dict())  # each precision draws its own random weights
     with torch.inference_mode(), method.applied(unet), method.applied(exact):
         rounded = unet(*make_inputs(layout, 128, 128, dtype=dtype))
         wanted = exact(*make_inputs(layout, 128, 128))
@@ -251,7 +251,7 @@ def test_overhead(tmp_path, dtype):
     store = Store(tmp_path / "overhead.json")
     overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, "cpu", dtype, store)
     found = store.results[f"tiny, 64 px, {dtype}"]
-    # 16 transformers with an attention each, and two projections of that with a hook in front and one behind
+    # 16 transformers with one attention each; two of its projections have a hook in front and one behind
     assert found.pop("installed") == {"before": 0, "while on": 16 * 6, "afterwards": 0}
     assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}
     assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == [1, 2, 7]
@@ -292,7 +292,7 @@ def test_the_reference_goes_on_where_it_was(theirs, tmp_path):
 
 @pytest.mark.slow
 def test_the_reference_computes_the_same(theirs):
-    unet = make_unet(SD15)  # it knows depths by the widths 320 and 640
+    unet = make_unet(SD15)  # the reference tells depths by the widths 320 and 640
     before = state(unet)
     for (first, second), keys in {(2, 1): [(384, 96)], (3, 2): [(384, 40), (96, 24)]}.items():
         output, seen = run(unet, reference.authors(theirs, first, second), SD15)

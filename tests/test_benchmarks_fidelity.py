@@ -1,4 +1,4 @@
-"""The fidelity benchmark at a tiny size: what it counts and measures is right, and a stopped run goes on."""
+"""The fidelity benchmark at a tiny size: its counts and measures are right, and a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def test_a_stopped_run_goes_on(folder, model, monkeypatch):
     removed = store.results[SCENARIO.name]["prompts"]["red apple"].pop("ToMe 0.5")
     store.save()
     fidelity.main([*OPTIONS, "--results", str(folder)])
-    assert sampled == [STEPS, STEPS]  # dense, for comparison, and the one that was missing
+    assert sampled == [STEPS, STEPS]  # the dense one, for comparison, and the missing one
     again = entries_of(folder)["ToMe 0.5"]
     assert {key: again[key] for key in ("error", "psnr", "keys")} == {k: removed[k] for k in ("error", "psnr", "keys")}
 
     next((folder / "pictures").glob(f"*{HIRES.name}/*ToDo 4.png")).unlink()
     fidelity.main([*OPTIONS, "--results", str(folder)])
-    assert sampled == [STEPS, STEPS] + 3 * [HIRES_STEPS]  # the first pass, dense, and the one that was missing
+    assert sampled == [STEPS, STEPS] + 3 * [HIRES_STEPS]  # the first pass, the dense one and the missing one
 
 
 def test_other_weights_and_other_machines_are_not_mixed(folder, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_smoother_image_has_less_detail():
 
 
 def cell_of(points):
-    """A cell of two prompts that are alike but for a tenth more and less, from method -> (speed, error)."""
+    """A cell of results from method -> (speed, error). Its two prompts have a tenth less and more of that error."""
     entries = [
         {
             name: {

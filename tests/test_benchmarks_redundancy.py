@@ -29,7 +29,7 @@ def test_a_run_and_its_continuation(tmp_path, monkeypatch, capsys):
             assert len(values) == 2 and all(-1 <= value <= 1 for value in values)
     assert (tmp_path / "redundancy.png").stat().st_size > 10_000
     assert "| 4 |" in capsys.readouterr().out
-    monkeypatch.setattr(Emoji, "sample", None)  # nothing is left to draw
+    monkeypatch.setattr(Emoji, "sample", None)  # no image is left to draw
     redundancy.main([*OPTIONS, "--results", str(tmp_path)])
     assert kept(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""The documents' tables are those of the committed results, and say what the results say."""
+"""The tables in the documents agree with the committed results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_table_stands_in_a_document():
 
 
 def results():
-    """Dense takes 10 s, ToDo 5, 1.5 times the factors 4, ToMe 8 and the floor 2."""
+    """Results in which dense takes 10 s, ToDo 5, 1.5 times its factors 4, ToMe 8 and the floor 2."""
     seconds = {"dense": 10, "ToDo 2": 5, "ToDo 3": 4, "ToMe 0.5": 8, "ToMe 0.75": 8, "floor": 2}
     methods = {
         name: {"seconds": [100 * s, s, s / 100], "memory": 10**8 * s, "difference": s / 1000, "keys": {}}

@@ -1,4 +1,4 @@
-"""The samplers by name: on data of which the way from noise is known in closed form, and on the model."""
+"""The samplers by name: on data whose path from noise is known in closed form, and on the model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from lab.benchmarks.samplers import SAMPLERS, _sigmas, karras, sample, shortened, timestep, uniform, with_zero_last
 from lab.model.emoji import load
 
-DEVIATION = 0.5  # of the data, which is white noise here
+DEVIATION = 0.5  # standard deviation of the data, which is white noise here
 
 
 def denoise_gaussian(latent, sigma):
-    """The mean of the clean latents that may be in this one, where those are normal with DEVIATION."""
+    """The mean of all clean latents that may lie behind this one. Clean latents are normal with DEVIATION."""
     return latent * DEVIATION**2 / (DEVIATION**2 + sigma**2)
 
 
@@ -26,7 +26,7 @@ def end_of(name, sigmas, start, seed=0):
 
 
 def error(name, steps, last=0.01):
-    """Of the deterministic way down to sigma `last` against the exact one: the latent keeps its quantile."""
+    """The error of the deterministic path down to sigma `last`. On the exact path the latent keeps its quantile."""
     sigmas = torch.logspace(1, math.log10(last), steps + 1, dtype=torch.float64).tolist()
     start = torch.tensor([1.0, -2.0], dtype=torch.float64)
     exact = start * math.hypot(DEVIATION, sigmas[-1]) / math.hypot(DEVIATION, sigmas[0])
@@ -66,7 +66,7 @@ def test_last_ancestral_step_adds_no_noise():
 def test_schedules_fall_from_the_most_noise_to_none(sampler, steps):
     sigmas = sampler.schedule(steps)
     assert len(sigmas) == steps + 1
-    assert sigmas[0] == pytest.approx(14.61, abs=0.01)  # of SD 1.x
+    assert sigmas[0] == pytest.approx(14.61, abs=0.01)  # the largest sigma of SD 1.x
     assert sigmas[-1] == 0
     assert all(a > b for a, b in itertools.pairwise(sigmas))
 

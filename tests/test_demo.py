@@ -1,4 +1,4 @@
-"""The demo at a tiny size: it draws dense and downsampled pictures, and what ran is what was planned."""
+"""The demo at a tiny size: it draws dense and downsampled images, and runs as planned."""
 
 from __future__ import annotations
 

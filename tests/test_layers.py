@@ -1,4 +1,4 @@
-"""Which part may import which: the method knows no host, and nothing needs the lab."""
+"""The layers: the method imports no host, and nothing imports the lab."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCT = [path for path in PYTHON if path.parts[0] in ("todo_lib", "scripts", "
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all that this file imports, wherever in it."""
+    """Full names of all modules and names that this file imports, at any place in it."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The small trained model: what it draws is what the prompt says."""
+"""The small trained model draws what the prompt says."""
 
 from __future__ import annotations
 
@@ -63,4 +63,4 @@ def test_tokens():
     assert rows[0].tolist() == [start, red, apple] + [end] * 74
     assert rows[1].tolist() == [start] + [end] * 76
     assert rows[2].tolist() == [start] + [red] * 75 + [end]
-    assert len(tokenizer(["größer, 42!"])[0].unique()) > 5  # any text can be read
+    assert len(tokenizer(["größer, 42!"])[0].unique()) > 5  # the tokenizer reads any text

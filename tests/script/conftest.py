@@ -11,7 +11,7 @@ from tests.todo_lib.unets import state
 
 @pytest.fixture(scope="session")
 def host():
-    """The stand-in of the WebUI with this extension loaded. Nothing of it stays importable."""
+    """The stand-in of the WebUI with this extension loaded. Afterwards none of its modules can be imported."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     host = start_host()
@@ -29,7 +29,10 @@ def states(host):
 
 @pytest.fixture(autouse=True)
 def as_before(host):
-    """Every test begins with a host at rest, and leaves models as they were and nothing swallowed without a look."""
+    """Every test begins with a host at rest.
+
+    It has to leave the models as they were, and to look at every error that the host has swallowed.
+    """
     host.shared.checkpoint = host.shared.sd_model = host.base
     vars(host.shared.opts).update(host.shared.OPTIONS)
     host.shared.state.begin()
@@ -49,7 +52,7 @@ def run(host):
 
 @pytest.fixture
 def swallowed(host):
-    """Takes what the host has swallowed so far: [(message, exception)]."""
+    """Takes the errors that the host has swallowed so far: [(message, exception)]."""
 
     def take():
         taken, host.errors.reported[:] = host.errors.reported[:], []

@@ -1,4 +1,4 @@
-"""The extension in the stand-in of the WebUI, and what the tests need to run jobs there and to watch them."""
+"""The extension in the stand-in of the WebUI, and the tools with which tests run and watch jobs there."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SCRIPTS = [
 NAMES = ["enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "hires_factor", "moving"]
 DEFAULTS = [False, 0.0, 2, 0.0, 1.0, 0.0, "both", 0.0, True]
 FRESH = dict(zip(NAMES, DEFAULTS, strict=True))
-# What most tests are about, the paper's grid. The defaults leave grids as small as those of the tests dense.
+# Most tests use the paper's grid. The defaults would leave grids as small as these dense.
 PAPER = {"factor": 2.0, "max_depth": 1, "deeper_factor": 2.0, "moving": False}
 
-# Small and quick, with two token grids: three self-attentions at the latent's own size, one at half of it.
+# A small and quick U-Net: three self-attentions at the latent's own size, and one at half of it.
 LAYOUT = {**SD1, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": [1]}
 TOP = ["input_blocks.1.1.transformer_blocks.0.attn1", "output_blocks.2.1.transformer_blocks.0.attn1"]
 TOP += ["output_blocks.3.1.transformer_blocks.0.attn1"]
@@ -37,14 +37,14 @@ DEEP = "middle_block.1.transformer_blocks.0.attn1"
 
 
 class Short(SimpleNamespace):
-    """Does not fill pages when a test fails."""
+    """A namespace with a short repr, so that a failing test does not print pages."""
 
     __repr__ = object.__repr__
 
 
 @contextlib.contextmanager
 def importable(host: SimpleNamespace) -> Iterator[None]:
-    """Let imports find the stand-in's `modules`, and afterwards have forgotten it, and its scripts' own todo_lib."""
+    """Let imports find the stand-in's `modules`. Afterwards forget it, and the todo_lib of its scripts."""
 
     def ours():
         return {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] in ("modules", "todo_lib")}
@@ -66,7 +66,7 @@ def importable(host: SimpleNamespace) -> Iterator[None]:
 
 
 def start_host() -> SimpleNamespace:
-    """The stand-in's modules by their names, its page built with the extension's scripts."""
+    """Start the stand-in, with the extension's scripts on its page. Returns its modules by their names."""
     host = Short(imported={})
     names = ["api", "errors", "images", "img2img", "infotext_utils", "processing", "script_callbacks", "scripts"]
     names += ["sd_models", "sd_samplers", "sd_samplers_common"]
@@ -78,7 +78,7 @@ def start_host() -> SimpleNamespace:
 
 
 def reload_ui(host: SimpleNamespace, **defaults) -> None:
-    """Run the scripts and build the page, anew if they are there already, with these defaults: label -> value."""
+    """Run the scripts and build the page, or do so again. defaults: label -> value."""
     with importable(host):
         host.page = host.ui.create_ui([str(path) for path in SCRIPTS], defaults)
     assert host.errors.reported == []
@@ -112,7 +112,7 @@ class Call(Short):
 
 @contextlib.contextmanager
 def recording(*models) -> Iterator[list[Call]]:
-    """Note every call of the models' U-Nets, counting the keys and values that reach their attentions."""
+    """Note every call of the models' U-Nets, and count the keys and values that reach their attentions."""
     calls: list[Call] = []
     handles = []
     counting = []
@@ -125,7 +125,7 @@ def recording(*models) -> Iterator[list[Call]]:
         return hook
 
     def count_last(unet):
-        """Count behind all other hooks of a projection, those of this extension among them."""
+        """Count behind all other hooks of a projection, this extension's included."""
         while counting:
             counting.pop().remove()
         for name, attn in attentions(unet).items():
@@ -149,11 +149,11 @@ def recording(*models) -> Iterator[list[Call]]:
 
 
 class Job(Short):
-    """What a job did: its processing object, result, calls of U-Nets and text under the picture."""
+    """The record of a job: its processing object, result, calls of U-Nets and the text under the image."""
 
     @property
     def down(self) -> list[bool]:
-        """Which calls of the U-Net were downsampled at the largest grid."""
+        """For each call of the U-Net, whether the largest grid was downsampled."""
         return [call.down for call in self.calls]
 
     @property
@@ -166,14 +166,14 @@ class Job(Short):
 
     @property
     def comment(self) -> str:
-        """The one line of this extension."""
+        """The extension's one line under the image."""
         (line,) = [line for line in self.comments if "ToDo" in line]
         assert line.startswith("ToDo: ")
         return line
 
     @property
     def params(self) -> dict:
-        """What the infotext says of this extension."""
+        """The extension's entries in the infotext."""
         return {key: value for key, value in self.parsed.items() if "ToDo" in key}
 
 
@@ -184,13 +184,13 @@ def positional(settings: dict) -> list:
 class Runner:
     """Runs jobs in the host.
 
-    `todo` are the settings that differ from PAPER, and switched off where nothing is said; None for no scripts at all.
+    `todo` holds the settings that differ from PAPER. ToDo is off unless it says otherwise. None: no scripts at all.
     """
 
     def __init__(self, host, models):
         self.host = host
         self.models = models
-        self.fields = {}  # of API requests, where they do not say otherwise
+        self.fields = {}  # defaults for the fields of API requests
 
     def prepare(self, tab, todo, **fields):
         p = self.host.ui.JOBS[tab](**fields)
@@ -212,14 +212,14 @@ class Runner:
         return Job(p=p, result=result, calls=calls, parsed=parsed)
 
     def txt2img(self, todo=None, **fields) -> Job:
-        """With ToDo on, and the given settings."""
+        """Run txt2img with ToDo on and the given settings."""
         return self("txt2img", {"enabled": True, **(todo or {})}, **fields)
 
     def img2img(self, todo=None, **fields) -> Job:
         return self("img2img", {"enabled": True, **(todo or {})}, **fields)
 
     def post(self, tab, args=None, **request):
-        """An API request. Returns the status, the body and the calls of the U-Nets."""
+        """Send an API request. Returns the status, the body and the calls of the U-Nets."""
         if args is not None:
             request["alwayson_scripts"] = {"ToDo": {"args": args}}
         with recording(*self.models) as calls:

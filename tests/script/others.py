@@ -1,4 +1,4 @@
-"""Other extensions that change the tokens of self-attentions while ToDo is on, as the WebUI's own ones do it."""
+"""Other extensions that change the tokens of self-attentions while ToDo is on, in the WebUI's own manner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def tiles(unet: nn.Module, names: Iterable[str], rows: int = 2, columns: int = 2) -> Iterator[list[torch.Tensor]]:
-    """Like HyperTile: the attention's own `forward` is overridden on the module, and cuts the square grid into tiles.
+    """Like HyperTile: a `forward` set on the attention's module cuts the square grid into tiles.
 
     Yields the tokens that the attentions were handed, tile by tile.
     """
@@ -43,7 +43,7 @@ def tiles(unet: nn.Module, names: Iterable[str], rows: int = 2, columns: int = 2
 
 @contextlib.contextmanager
 def merging(unet: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Like token merging: the attention is called with half of the tokens, and its output spread to all of them."""
+    """Like token merging: the attention gets half of the tokens, and its output is spread to all of them."""
 
     def merge(module, args, kwargs):
         x, *rest = args

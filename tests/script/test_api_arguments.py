@@ -1,4 +1,4 @@
-"""API arguments: lists, dictionaries and infotext; and what happens to wrong ones."""
+"""API arguments: lists, dictionaries and infotext, and the answers to wrong ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ TABS = ["txt2img", "img2img"]
 
 
 def keys(answer):
-    """(keys at depth 1, keys at depth 2) of each call."""
+    """Returns (keys at depth 1, keys at depth 2) of each call."""
     assert answer.status == 200, answer.body
     return [(call.top, call.keys[DEEP]) for call in answer.calls]
 
 
 @pytest.fixture
 def run(run):
-    """Pictures of 64x64, so grids of 8x8 and 4x4."""
+    """Run with images of 64x64, so that the grids are 8x8 and 4x4."""
     run.fields = {"width": 64, "height": 64}
     return run
 
@@ -28,16 +28,16 @@ DENSE, TWO = (64, 16), (16, 16)
 GOOD = [
     ([], [DENSE] * 4),
     ([False], [DENSE] * 4),
-    ([True], [DENSE] * 4),  # chosen from the size: small grids stay dense
+    ([True], [DENSE] * 4),  # the factor is chosen by size: small grids stay dense
     ([True, 2, 1], [TWO] * 4),
-    ([True, 4], [(4, 4)] * 4),  # half of it at depth 2
+    ([True, 4], [(4, 4)] * 4),  # half of the factor at depth 2
     ([True, 4, 1], [(4, 16)] * 4),
     ([True, 1.5], [(25, 16)] * 4),
     ([True, 2, 2.0, 0.5], [DENSE] * 2 + [TWO] * 2),
     ([True, 2, 2, 0.25, 0.5], [DENSE, TWO, DENSE, DENSE]),
     ([True, 2, 2, 0, 1, 4], [(16, 1)] * 4),
     ([True, 2, 2, 0, 1, 4, "hires"], [(16, 1)] * 4),
-    ([True, 2, 2, 0, 1, 4, "both", 3], [(16, 1)] * 4),  # there is one pass
+    ([True, 2, 2, 0, 1, 4, "both", 3], [(16, 1)] * 4),  # "both" has no effect: there is one pass
     ([True, 2, 2, 0, 1, 4, "both", 0, False], [(16, 1)] * 4),
     ([{}], [DENSE] * 4),
     ([{"enabled": True, "factor": 2}], [TWO] * 4),
@@ -60,7 +60,7 @@ def test_img2img(run):
 
 
 def test_auto_factor_of_a_size(run):
-    """True alone: above 64 x 64 tokens something is done."""
+    """With True alone, a grid above 64 x 64 tokens is downsampled."""
     answer = run.post("txt2img", [True], width=768, height=768, steps=1)
     assert keys(answer) == [(38 * 38, 48 * 48)]  # 96 / 40 is nearest to 2.5
 
@@ -88,7 +88,7 @@ def test_requests_do_not_remember(run):
 # ---- wrong values
 
 SIZES = ["0, or", "1 to 8"]
-BAD = [  # arguments, and what the answer has to name: argument, value, what is allowed
+BAD = [  # arguments, and the words that the answer must have: argument, value, allowed values
     ([True, 9], ["factor", "9", *SIZES]),
     ([True, 0.5], ["factor", "0.5", *SIZES]),
     ([True, "2"], ["factor", "'2'", *SIZES]),
@@ -130,7 +130,7 @@ def assert_refused(answer, *words):
 def test_wrong_values(run, swallowed, args, words):
     answer = run.post("txt2img", args)
     assert_refused(answer, *words)
-    assert swallowed() == []  # the host would print a traceback
+    assert swallowed() == []  # a swallowed error would print a traceback
 
 
 def test_the_next_request_works(run, swallowed):
@@ -159,13 +159,13 @@ def test_wrong_values_in_every_kind_of_job(run, swallowed, tab, request_fields):
 
 
 def test_wrong_values_for_a_pass_that_is_left_out(run, swallowed):
-    """They are wrong whichever pass they are meant for."""
+    """Wrong values are refused even if their pass is left out."""
     answer = run.post("txt2img", [{"enabled": True, "passes": "hires", "factor": 9}], enable_hr=True)
     assert_refused(answer, "factor", "9", "1 to 8")
     swallowed()
 
 
-OTHERS = [  # not asked for, with what belongs to somebody else behind it
+OTHERS = [  # ToDo is not asked for, and the rest of the list belongs to somebody else
     ([None, 3], False),
     ([None, "comma", 1], False),
     ([False, 99], False),
@@ -182,7 +182,7 @@ OTHERS = [  # not asked for, with what belongs to somebody else behind it
 
 @pytest.mark.parametrize(("args", "warned"), OTHERS, ids=[str(args) for args, _ in OTHERS])
 def test_lists_that_are_not_for_todo(run, caplog, args, warned):
-    """As of a client, or of a queue, whose list was made before ToDo was installed: the image is made without it."""
+    """A client or a queue may have made the list before ToDo was installed: the image is made without ToDo."""
     answer = run.post("txt2img", args, n_iter=2)
     assert keys(answer) == [DENSE] * 8
     assert "ToDo" not in answer.body["info"] + answer.body["comments"]
@@ -224,7 +224,7 @@ def test_infotext_of_an_answer(run):
 
 
 def test_arguments_go_before_infotext(run):
-    """As the host has it for all scripts: what is missing beside an infotext is what the infotext says."""
+    """As for all scripts of the host, the infotext supplies the arguments that are missing."""
     text = f"{TEXT}, ToDo downsample factor: 4, ToDo depths: 1, ToDo end: 0.5"
     assert keys(run.post("txt2img", [True, 2], infotext=text)) == [TWO] * 2 + [DENSE] * 2
     assert keys(run.post("txt2img", [{"enabled": True, "end": 0.25}], infotext=text)) == [(4, 16)] + [DENSE] * 3

@@ -1,4 +1,4 @@
-"""What people are told: one line under the picture, the same in the log at debug level, and nothing else."""
+"""The comment: one line under the image, the same line in the log at debug level, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unet(host):
 
 
 class Transformer(nn.Module):
-    """In the manner of SD3: no U-Net, and attention over picture and prompt together."""
+    """A model like SD3: no U-Net, and attention over image and prompt together."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
 
 
 def without_attention(host, kind):
-    """A model without any spatial transformer: a U-Net all the same, or something else."""
+    """A model without any spatial transformer. It may be a U-Net or something else."""
     model = make_model(host, kind, use_spatial_transformer=False, context_dim=None, attention_resolutions=[])
     if kind == "transformer":
         model.model.diffusion_model = Transformer()
@@ -48,7 +48,7 @@ def test_done(run):
 
 
 def test_width_comes_first(run):
-    """As everywhere in the host."""
+    """The width comes first, as everywhere in the host."""
     comment = run.txt2img(width=96, height=32, steps=1).comment
     assert "12x4 tokens, keys from 6x2" in comment
 
@@ -74,7 +74,7 @@ def test_each_pass_is_told(run):
 
 
 def test_refiner(host, run):
-    """The layers of both models, not their sum."""
+    """The comment gives the layers of each model, not their sum."""
     comment = run.txt2img(refiner=host.other).comment
     assert "(3 layers), 4 of 4 steps" in comment
 
@@ -106,7 +106,7 @@ def test_a_pass_left_out(run, passes, left):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ldm")
 @pytest.mark.parametrize("kind", ["unet", "transformer"])
 def test_a_model_without_self_attention(host, run, kind):
-    """There is nothing to do, and nothing fails."""
+    """Nothing is downsampled, and nothing fails."""
     host.shared.checkpoint = without_attention(host, kind)
     run.models = []
     job = run.txt2img()
@@ -122,7 +122,7 @@ def test_a_refiner_without_self_attention(host, run):
 
 
 def test_no_step_at_all(run):
-    """DDIM makes none of a very weak img2img."""
+    """DDIM makes no step in a very weak img2img."""
     job = run.img2img(sampler_name="DDIM", denoising_strength=0.1)
     assert job.calls == []
     assert NOTHING in job.comment
@@ -132,7 +132,7 @@ def test_no_step_at_all(run):
 
 
 def test_tiles_keep_their_own_keys(run, unet):
-    """All layers of depth 1 are tiled: with ToDo the picture is the same to the bit, and the comment says why."""
+    """All layers of depth 1 are tiled: ToDo leaves the image the same to the bit, and the comment says why."""
     with tiles(unet, TOP):
         without, job = run("txt2img", None), run.txt2img()
     assert torch.equal(job.image, without.image)
@@ -160,7 +160,7 @@ def test_some_layers_are_left(run, unet, other):
 
 
 def test_tiled_layers_project_their_own_tiles(run, unet):
-    """Where other layers are downsampled at the same time, too, a tile's keys and values come from that tile."""
+    """A tile's keys and values come from that tile, even while other layers are downsampled."""
     seen = []
     attn = unet.get_submodule(TOP[1])
 
@@ -186,7 +186,7 @@ def test_deeper_layers_are_downsampled_below_tiled_ones(run, unet):
 
 
 def test_one_tile_is_the_whole_grid(run, unet):
-    """As HyperTile leaves a small picture."""
+    """HyperTile leaves a small image as one tile."""
     plain = run.txt2img()
     with tiles(unet, TOP, rows=1, columns=1):
         job = run.txt2img()
@@ -226,7 +226,7 @@ def test_comments_of_others_stay(host, run, watch):
 
 
 def test_a_job_that_is_run_again(host, run):
-    """Some scripts run one job several times, and may change it in between: tiles, loops, files."""
+    """Some scripts (tiles, loops, files) run one job several times, and may change it in between."""
     p = run.prepare("txt2img", {"enabled": True}, enable_hr=True)
     host.processing.process_images(p)
     p.enable_hr = False
@@ -261,7 +261,7 @@ def test_a_batch_of_files(host, run):
 
 
 def test_prompts_from_a_file(host, run):
-    """A copy of the job for each prompt; what stands under the images is made of the job itself."""
+    """Each prompt gets a copy of the job. The text under the images is made from the job itself."""
     p = run.prepare("txt2img", {"enabled": True})
     lines = host.prompts.run(p, ["a", "b <lora:nope:1>", "c"]).comments.splitlines()
     assert sorted(lines) == [
@@ -274,7 +274,7 @@ def test_prompts_from_a_file(host, run):
 def test_switched_off_the_comments_of_others_arrive(host, run, settings):
     p = run.prepare("txt2img", settings)
     comments, params = p.comments, p.extra_generation_params
-    params["ToDo factor"] = "2"  # another extension's
+    params["ToDo factor"] = "2"  # set by another extension
     done = host.prompts.run(p, ["a", "b <lora:nope:1>"])
     assert done.comments == "Networks not found: nope\n"
     assert p.comments is comments and p.extra_generation_params is params == {"ToDo factor": "2"}
@@ -283,7 +283,7 @@ def test_switched_off_the_comments_of_others_arrive(host, run, settings):
 
 @pytest.mark.parametrize("axis", [("[ToDo] Factor", "1, 2, 4"), ("[ToDo] Start", "0, 1, 0.5")])
 def test_a_plot(host, run, axis):
-    """What stands under it is its first cell's. It says so, and later cells say that they are others."""
+    """The comment under a plot is that of its first cell, and says so. Later cells say that they are others."""
     p = run.prepare("txt2img", {"enabled": True, "factor": 1})
     titles = [script.title() for script in p.scripts.selectable_scripts]
     p.script_args = [1 + titles.index("X/Y/Z plot"), *p.script_args[1:]]
@@ -322,7 +322,7 @@ def test_an_interrupted_job_had_more_steps_to_make(host, run, watch, sampler, st
 
 @pytest.fixture
 def fetch(host, monkeypatch):
-    """Another extension, loaded before ToDo, puts images with these infotexts behind those of the job."""
+    """Another extension, loaded before ToDo, adds images with these infotexts after the job's own."""
 
     def fetching(*infotexts):
         def postprocess(script, p, processed, *args):
@@ -335,7 +335,7 @@ def fetch(host, monkeypatch):
 
 @pytest.fixture
 def wanted(run):
-    """What the infotexts say of ToDo."""
+    """ToDo's entries in the infotexts."""
     return ", ".join(f"{key}: {value}" for key, value in run.txt2img(steps=1).params.items())
 
 
@@ -354,7 +354,7 @@ def test_images_that_another_machine_made_without_it(run, fetch, wanted, caplog)
     "infotext",
     [
         "a\nSteps: 4, {wanted}, Worker Label: b",
-        "a\nSteps: 4",  # of an image that another extension has added here
+        "a\nSteps: 4",  # the infotext of an image that another extension has added here
         "",
     ],
 )
@@ -371,14 +371,14 @@ def test_no_word_of_other_machines_when_switched_off(run, fetch, caplog):
 
 
 def test_no_word_of_elsewhere_after_an_interruption(host, run):
-    """The host writes one infotext even where no picture was made."""
+    """The host writes one infotext even if no image was made."""
     p = run.prepare("txt2img", {"enabled": True})
     host.shared.state.interrupted = True
     assert host.processing.process_images(p).comments == ""
 
 
 def test_all_images_from_other_machines(host, run):
-    """Nothing is called here but before_process() and postprocess()."""
+    """The host calls only before_process() and postprocess() here."""
     for settings, lines in [({"enabled": True}, 1), ({}, 0)]:
         p = run.prepare("txt2img", settings)
         result = host.processing.Processed(p, [], ["a\nSteps: 4, Worker Label: b"])
@@ -400,7 +400,7 @@ def test_the_log_has_the_same(run, caplog, capfd):
 
 
 def test_nothing_is_printed(run, caplog, capfd):
-    """At the host's usual level there is nothing in the log either."""
+    """At the host's usual log level the log stays empty, too."""
     run.txt2img(enable_hr=True, steps=1)
     run("txt2img", {}, steps=1)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
@@ -408,7 +408,7 @@ def test_nothing_is_printed(run, caplog, capfd):
 
 
 def test_a_refused_request_prints_no_traceback(run, swallowed):
-    """The host prints those of all errors but one kind."""
+    """The host prints a traceback for all errors but one kind."""
     answer = run.post("txt2img", [True, 9])
     assert answer.status == 422 and "factor = 9" in answer.body["detail"]
     assert answer.body["errors"] == answer.body["detail"]

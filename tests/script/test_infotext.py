@@ -1,4 +1,4 @@
-"""Infotext: what is written, and what comes back by pasting and through the API."""
+"""Infotext: writing it, and reading it back by pasting and through the API."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ THEIRS = {"ToDo factor": 5.0, "ToDo factor2": 1.0, "ToDo disable after": 1.0}
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 def test_what_another_extension_wrote_stays(run, watch, enabled, before):
-    """sd-webui-token-downsampling has such keys, whichever of the two runs first."""
+    """sd-webui-token-downsampling writes keys that look like ours. They stay, whichever extension runs first."""
 
     def write(moment, p):
         if moment == "process":
@@ -78,7 +78,7 @@ def test_switched_off_nothing_of_the_job_is_touched(run):
 
 
 def test_a_job_that_is_made_again_with_other_settings(run, host):
-    """Loops do, with one processing object or with copies of it."""
+    """Loops make a job again, with one processing object or with copies of it."""
     p = run.prepare("txt2img", {**FRESH, "enabled": True, "factor": 3, "end": 0.5}, steps=1)
     first = host.processing.process_images(p).info
     script = p.scripts.script("ToDo")
@@ -97,7 +97,7 @@ def test_a_job_that_is_made_again_with_other_settings(run, host):
 
 
 def test_arguments_that_another_script_changes(run, watch, host):
-    """The text is of what was sampled."""
+    """The infotext describes the sampling that took place."""
 
     def change(moment, p):
         if moment == "process":
@@ -115,7 +115,7 @@ def test_arguments_that_another_script_changes(run, watch, host):
 
 @pytest.mark.parametrize(
     ("made_with", "passes", "written"),
-    [  # the first: a text that ToDo wrote, one that it did not write, or none at all
+    [  # first argument: a text that ToDo wrote, one that it did not write, or none at all
         (f"{BASE}, ToDo downsample factor: 2, ToDo version: 1", "both", None),
         (f"{BASE}, ToDo downsample factor: 2, ToDo version: 1", "hires", None),
         (f"{BASE}, ToDo downsample factor: 2, ToDo version: 1", "first", "first"),
@@ -127,7 +127,7 @@ def test_arguments_that_another_script_changes(run, watch, host):
     ],
 )
 def test_an_image_that_is_upscaled_later(run, host, made_with, passes, written):
-    """The text makes the same image again, where `passes` counts for both passes."""
+    """The text makes the same image again when `passes` counts for both passes."""
     p = run.prepare("txt2img", {"enabled": True, "factor": 2, "passes": passes}, enable_hr=True, steps=1)
     p.firstpass_image = torch.zeros(1, 4, 4, 4)
     p.firstpass_image.info = {"parameters": made_with} if made_with else {}
@@ -167,7 +167,7 @@ def test_pasted_in_the_browser(host, run, tab, settings):
 @pytest.mark.parametrize("tab", TABS)
 @ROUND_TRIPS
 def test_read_by_the_api(host, run, tab, settings):
-    """It casts to the type of the control's value."""
+    """The API casts to the type of the control's value."""
     settings = {**FRESH, "enabled": True, **settings}
     text = run(tab, settings, steps=1).result.info
     script = host.ui.runners()[tab].script("ToDo")
@@ -178,7 +178,7 @@ def test_read_by_the_api(host, run, tab, settings):
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_text_without_todo_switches_it_off(host, tab):
-    """Whatever the controls stood at before: all go back to their defaults."""
+    """All controls go back to their defaults, whatever their values were before."""
     assert host.infotext_utils.paste(tab, BASE) == DEFAULTS
 
 
@@ -196,7 +196,7 @@ def pasted(host, params):
         ("ToDo downsample factor: auto, ToDo depths: 3", {"enabled": True, "max_depth": 3}),
         ("ToDo version: 0.2.0", {"enabled": True}),
         ("ToDo depths: 3, ToDo end: 0.5", {"enabled": True, "max_depth": 3, "end": 0.5}),
-        ("ToDo disable after: 0.5, ToDo factor2: 2", {}),  # no key of ours, and theirs switch nothing on
+        ("ToDo disable after: 0.5, ToDo factor2: 2", {}),  # only the other extension's keys
     ],
 )
 def test_absent_keys_mean_defaults(host, params, changed):
@@ -206,7 +206,7 @@ def test_absent_keys_mean_defaults(host, params, changed):
 @pytest.mark.parametrize(
     ("params", "changed"),
     [
-        # as the extension sd-webui-token-downsampling writes them
+        # keys as the extension sd-webui-token-downsampling writes them
         ("ToDo factor: 2.0, ToDo max depth: 1, ToDo disable after: 1.0", {"factor": 2, "max_depth": 1}),
         (
             "ToDo factor: 3.5, ToDo max depth: 2, ToDo disable after: 0.6",
@@ -239,7 +239,7 @@ def test_texts_of_the_other_extension(host, params, changed):
 )
 def test_a_text_that_cannot_be_read(host, swallowed, params, named):
     """ToDo is switched off, the other controls stay as they stand, and the user is told once."""
-    with pytest.warns(UserWarning, match=named) as warnings:  # outside of a browser gradio.Warning is a Python one
+    with pytest.warns(UserWarning, match=named) as warnings:  # without a browser gradio.Warning warns in Python
         assert host.infotext_utils.paste("txt2img", f"{BASE}, {params}") == [False] + [None] * 8
     assert len(warnings) == 1
     ((_, error),) = swallowed()
@@ -294,6 +294,6 @@ def test_disregarded_in_the_api(host):
 
 
 def test_labels_survive_copies(host):
-    """The page is copied by its framework, and the option's values go through JSON."""
+    """Labels must survive copying: gradio copies the page, and the option's values go through JSON."""
     labels = [label for _, label in host.infotext_utils.paste_fields["txt2img"]["fields"]]
     assert copy.deepcopy(labels) == labels == json.loads(json.dumps(labels))

@@ -1,4 +1,4 @@
-"""install.py, run as the host runs it at every start: it says something only where the host is too old."""
+"""install.py, run as the host runs it at every start: it prints something only if the host is too old."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.script.extension import ROOT
 
 
 def install(tmp_path, torch):
-    """Run it where torch is of this version, or not there at all."""
+    """Run it with this version of torch, or with no torch at all."""
     if torch:
         metadata = tmp_path / f"torch-{torch}.dist-info" / "METADATA"
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n")
-    # -S: no site-packages, so the metadata on PYTHONPATH is all there is
+    # -S: no site-packages, so Python finds only the metadata on PYTHONPATH
     return subprocess.run(
         [sys.executable, "-S", str(ROOT / "install.py")],
         env={"PYTHONPATH": str(tmp_path)},

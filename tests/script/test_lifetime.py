@@ -1,4 +1,4 @@
-"""The patch is there for the sampling of a pass and no longer, however that ends; switched off, it never is."""
+"""The patch stays for the sampling of a pass and no longer, however that ends. With ToDo off it never appears."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JOBS = {
 
 
 def hooked(model):
-    """Names of the modules of a U-Net that have any hook."""
+    """Names of a U-Net's modules that have any hook."""
     return {
         name
         for name, module in model.model.diffusion_model.named_modules()
@@ -35,7 +35,10 @@ def hooked(model):
 
 
 class Watcher:
-    """Notes at every moment of a job: (moment, the sampler's function, its own function, hooked modules by model)."""
+    """Notes the state at every moment of a job.
+
+    A note is (moment, (the sampler's function now, its original one), hooked modules by model).
+    """
 
     def __init__(self, *models):
         self.models = models
@@ -89,7 +92,7 @@ def test_switched_off_pictures_are_the_same_to_the_bit(run, job):
 
 
 def test_a_pass_left_out_is_the_same_to_the_bit(run):
-    """And so is one without a step in the range."""
+    """A pass without a step in the range is the same to the bit, too."""
     without = run("txt2img", None, enable_hr=True)
     job = run.txt2img({"passes": "hires", "end": 0}, enable_hr=True)
     assert torch.equal(job.image, without.image)
@@ -142,7 +145,7 @@ class Broken(Exception):
 
 
 def break_at(host, on_exit, call, error):
-    """Let the middle of the U-Net raise at some call of the job, after hooks have done half of their work."""
+    """Let the middle of the U-Net raise at this call of the job, when hooks have done half of their work."""
     block = host.base.model.diffusion_model.middle_block
     calls = []
 
@@ -158,14 +161,14 @@ def break_at(host, on_exit, call, error):
 
 @pytest.fixture
 def on_exit():
-    """Has `callback(function)`: called when the test ends."""
+    """An exit stack: functions given to its `callback` are called when the test ends."""
     with contextlib.ExitStack() as stack:
         yield stack
 
 
 @pytest.mark.parametrize(("sampler", "call"), [("Euler", 1), ("Euler", 3), ("Euler", 6), ("DPM adaptive", 7)])
 def test_an_exception_while_sampling(host, run, watcher, on_exit, sampler, call):
-    """In the first pass or in the hires pass: it comes through, and nothing is left."""
+    """The exception, in the first pass or in the hires pass, comes through, and nothing is left."""
     break_at(host, on_exit, call, Broken("broken"))
     before = [state(model.model.diffusion_model) for model in run.models]
     p = run.prepare("txt2img", {"enabled": True}, enable_hr=True, sampler_name=sampler)
@@ -197,7 +200,7 @@ def test_an_exception_through_the_api(host, run, on_exit, swallowed):
 
 
 def test_an_error_that_the_host_takes_for_an_end(host, run, watcher, on_exit):
-    """The host answers a RecursionError with the last picture."""
+    """The host takes a RecursionError for the end of the sampling, and returns the last image."""
     break_at(host, on_exit, 3, RecursionError())
     job = run.txt2img()
     assert [call.down for call in job.calls[:2]] == [True, True]
@@ -211,7 +214,7 @@ def test_an_error_that_the_host_takes_for_an_end(host, run, watcher, on_exit):
 @pytest.mark.parametrize(("at", "calls"), [(2, [2, 0]), (5, [4, 1])])
 @pytest.mark.parametrize("how", ["interrupted", "skipped"])
 def test_interrupt_and_skip(host, run, watch, watcher, how, at, calls):
-    """In either pass of hires fix. After an interruption the host makes no further pass; after a skip it does."""
+    """Interrupt or skip either pass of hires fix. The host goes on to the next pass after a skip only."""
     count = []
 
     def stop(moment, subject):
@@ -255,7 +258,7 @@ def test_interrupt_before_the_first_step(host, run, watch):
 
 
 def test_a_sampling_that_is_prepared_and_never_begins(host, run):
-    """img2img keeps one sampler: what was put on it for a batch that failed is not on it twice for the next."""
+    """img2img keeps one sampler. The next batch after a failed one must not wrap it a second time."""
     p = run.prepare("img2img", {"enabled": True, "end": 0.5})
     p.init()
     for _ in range(3):
@@ -280,7 +283,7 @@ def test_many_jobs_leave_no_more_than_one(run):
 
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "DPM adaptive", "PLMS"])
 def test_refiner(host, run, watcher, sampler):
-    """The host switches to another model in the middle of a pass: the patch goes with it."""
+    """The host switches to another model in the middle of a pass, and the patch moves to that model."""
     p = run.prepare("txt2img", {"enabled": True}, steps=6, sampler_name=sampler, refiner=host.other)
     host.processing.process_images(p)
     moments = watcher["cfg_denoiser"]
@@ -311,7 +314,7 @@ def test_refiner_in_every_batch(host, run):
 
 
 def test_refiner_of_another_architecture(host, run):
-    """One whose only self-attention is on half the grid: for it that is depth 1."""
+    """The refiner's only self-attention is on half the grid: for this model that is depth 1."""
     refiner = make_model(host, "refiner", attention_resolutions=[])
     with recording(refiner) as calls:
         job = run.txt2img(refiner=refiner)
@@ -338,7 +341,7 @@ def test_another_checkpoint_for_the_next_job(host, run):
 
 
 def test_a_host_that_keeps_its_unet_in_a_patcher(host, run):
-    """Forge and its kin: what the WebUI's own attribute leads to is not what runs."""
+    """In Forge and its kin the model at the WebUI's own attribute is not the one that runs."""
     inside, idle = make_model(host, "base"), make_model(host, "idle")
     outside = host.sd_models.SDModel("outside", idle.model.diffusion_model, inside.context_dim)
     outside.apply_model = inside.apply_model
@@ -373,14 +376,14 @@ def test_denoisers_of_others_are_no_concern(host, run, watch):
     assert job.down == [True] * 4
 
 
-# ---- samplings that scripts are not told of
+# ---- samplings of which scripts are not told
 
 
 @pytest.fixture
 def samples_itself(host, run):
-    """Make an extension replace p.sample as some upscalers do: two samplings, of which no script is told.
+    """Let an extension replace p.sample as some upscalers do: two samplings, and no script is told of them.
 
-    Some put their samplers on the processing object, some keep them for themselves.
+    Some upscalers put their samplers on the processing object, others do not.
     """
 
     def sample(p, fails, keeps, seeds):
@@ -451,7 +454,7 @@ def test_switched_off_nothing_is_put_around_them(host, run, enabled):
 
 @pytest.fixture
 def hires_fix(host, monkeypatch):
-    """Like "img2img Hires Fix": it enlarges each image, and samples that on a copy of the processing object."""
+    """Like "img2img Hires Fix": it enlarges each image, and samples it with a copy of the processing object."""
 
     def postprocess_image(script, p, pp, *args):
         copied = copy(p)
@@ -513,7 +516,7 @@ def test_a_copy_without_scripts(run, hires_fix):
 
 
 def test_a_generation_of_its_own_is_left_alone(host, run, monkeypatch):
-    """Like ADetailer: a processing object of its own, without ToDo among its scripts."""
+    """Like ADetailer: the inner generation has its own processing object, without ToDo among its scripts."""
 
     def postprocess_image(script, p, pp, *args):
         host.processing.process_images(host.processing.StableDiffusionProcessingImg2Img(prompt="face", steps=2))
@@ -525,7 +528,7 @@ def test_a_generation_of_its_own_is_left_alone(host, run, monkeypatch):
 
 
 def test_a_generation_in_a_generation(host, run, monkeypatch):
-    """One with ToDo: each speaks of its own, and the outer one goes on."""
+    """The inner generation has ToDo, too: each comment is about its own generation, and the outer one goes on."""
     inner = []
 
     def postprocess_image(script, p, pp, *args):
@@ -570,7 +573,7 @@ def test_nothing_is_left_where_an_image_cannot_be_saved(host, run, monkeypatch):
 
 
 def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):
-    """One that another extension makes between the passes, say, where nothing of ours is in place."""
+    """Another extension may sample between the passes, where none of our hooks is in place."""
 
     def sample_in_between(moment, p):
         if moment == "postprocess_batch":
@@ -588,7 +591,7 @@ def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):
 
 @pytest.fixture
 def inversion(host, run):
-    """Like Tiled Diffusion: before its sampling, the sampler looks for the noise of the image."""
+    """Like Tiled Diffusion: the sampler finds the noise of the image before it begins its sampling."""
 
     def run_it(settings, fails=False, n_iter=1):
         p = run.prepare("img2img", settings, n_iter=n_iter)
@@ -641,7 +644,7 @@ def test_switched_off_an_inversion_is_not_watched(inversion):
 
 @pytest.mark.parametrize("fields", [{}, {"enable_hr": True}, {"sampler_name": "DPM adaptive"}])
 def test_what_is_put_on_the_job_is_json(host, run, fields):
-    """Other extensions write jobs to files."""
+    """Other extensions write jobs to files as JSON."""
     settings = {"enabled": True, "max_depth": 2, "start": 0.25, "passes": "both"}
     before = vars(run("txt2img", {}, **fields).p)
     job = run("txt2img", settings, **fields)

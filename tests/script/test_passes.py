@@ -1,4 +1,4 @@
-"""Hires fix: which passes are downsampled, each by its own steps, size, sampler and model."""
+"""Hires fix: each pass is downsampled by its own steps, size, sampler and model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HIRES = {"enable_hr": True, "steps": 4, "hr_second_pass_steps": 6}
 
 
 def by_pass(job):
-    """The calls of the first pass and of the hires pass, told apart by their size."""
+    """The calls of the first pass and of the hires pass, separated by their size."""
     return [call for call in job.calls if call.size == (4, 4)], [call for call in job.calls if call.size == (8, 8)]
 
 
@@ -38,7 +38,7 @@ def test_each_pass_counts_its_own_steps(run, sampler):
     expected = {
         "Euler": [False, False, True, True],
         "Heun": [False] * 4 + [True] * 3,
-        "PLMS": [False] * 3 + [True],  # two calls, then one, then one: the steps 0, 1/3 and 2/3
+        "PLMS": [False] * 3 + [True],  # steps of two calls, one call and one call, at 0, 1/3 and 2/3
     }
     first, hires = down(run.txt2img({"start": 0.5}, **fields))
     assert first == expected[sampler]
@@ -69,7 +69,7 @@ def test_passes_mean_nothing_where_there_is_one_pass(run, tab, passes):
 
 
 def test_upscaling_a_finished_picture_is_a_hires_pass(run):
-    """The button below a picture runs the second pass alone."""
+    """The button below an image runs the hires pass alone."""
     fields = {"enable_hr": True, "firstpass_image": torch.zeros(1, 4, 4, 4)}
     assert down(run.txt2img({"passes": "hires"}, **fields)) == [[], [True] * 4]
     assert down(run.txt2img({"passes": "first"}, **fields)) == [[], [False] * 4]
@@ -90,7 +90,7 @@ def test_depths_in_both_passes(run):
 
 
 def test_auto_chooses_by_the_size_of_each_pass(host, run):
-    """16x16 tokens stay whole; 80x80 are (80/40 = 2) ** 2 times as many as shall be left, so every second stays."""
+    """16x16 tokens stay whole. For 80x80 the factor is 80 / 40 = 2, so every second row and column stays."""
     host.shared.checkpoint = make_model(host, "base", num_heads=1)
     run.models = [host.shared.checkpoint]
     fields = {"enable_hr": True, "width": 128, "height": 128, "hr_scale": 5, "steps": 1}

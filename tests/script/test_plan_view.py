@@ -1,4 +1,4 @@
-"""The live plan in the accordion: what it is connected to, and what it answers."""
+"""The live plan in the accordion: its connections to the controls, and its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = {
 
 @pytest.fixture
 def view(host):
-    """The class and the module of the extension's own copy, which finds the stand-in's modules."""
+    """The class and module of the live plan, from the extension's own copy, which imports the stand-in's modules."""
     with importable(host):
         import todo_lib.webui.plan_view as module
     return module
@@ -33,7 +33,7 @@ def ours(**chosen):
 
 
 def connect(view, tab, order):
-    """A page on which the components are made in this order. Returns what it is connected to."""
+    """Make a page with the components in this order. Returns the plan's connections."""
     plan = view.PlanView()
     with gr.Blocks() as demo:
         for part in order:
@@ -49,7 +49,7 @@ def connect(view, tab, order):
 @pytest.mark.parametrize("tab", SIZES)
 @pytest.mark.parametrize("first", [True, False])
 def test_it_follows_all_sizes_and_all_controls(view, tab, first):
-    """Whichever the host makes first: people order the parts of the page."""
+    """The order in which the host makes them does not matter: users can reorder the page."""
     order = ["accordion", *SIZES[tab]] if first else [*SIZES[tab], "accordion"]
     dependencies = connect(view, tab, order)
     assert len(dependencies) == 9 + len(SIZES[tab])
@@ -58,7 +58,7 @@ def test_it_follows_all_sizes_and_all_controls(view, tab, first):
 
 
 def test_it_is_connected_once(view):
-    """The API makes the controls a second time."""
+    """The API makes the controls a second time, but the plan is connected once."""
     plan = view.PlanView()
     with gr.Blocks() as demo:
         for name in SIZES["img2img"]:

@@ -1,4 +1,4 @@
-"""The step search by itself: schedules and samplers that no host has, and that must not end a sampling."""
+"""The step search alone: unusual schedules and samplers, of no real host, must not end a sampling."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_fewer_calls_expected_than_steps():
 
 
 def test_a_loop_where_the_number_of_steps_is_unknown():
-    """An adaptive sampler with a progress bar over steps that it may not need."""
+    """An adaptive sampler may show a progress bar over steps that it does not need."""
     names = {"trange": trange}
     sample = eval("lambda: trange(3)", names)
     schedule = {"sigma_max": torch.tensor(2.0), "sigma_min": torch.tensor(0.5)}

@@ -1,4 +1,4 @@
-"""Which calls of the U-Net are downsampled: those of the steps i of n with start <= i/n < end, for every sampler."""
+"""Every sampler is downsampled in the calls of the steps i of n with start <= i/n < end, and in no others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def up_to_three_times(n):
     return [i for i in range(n) for _ in range(min(3, n - i))]
 
 
-# Sampler -> the step of each call of the U-Net, for a pass of n steps of its own.
+# Sampler -> the step of each call of the U-Net, in a pass of n of the sampler's own steps.
 CALLS = {
     "Euler": range,
     "Heun": twice_but_last,
@@ -41,7 +41,7 @@ def expected(sampler, n, start, end):
 
 
 def own_steps(sampler, asked):
-    """One timestep every 1000 // asked; DDIM and PLMS step between them, UniPC makes as many steps as there are."""
+    """Timesteps are 1000 // asked apart. DDIM and PLMS step between them; UniPC makes one step for each."""
     timesteps = len(range(0, 1000, 1000 // asked))
     return {"DDIM": timesteps - 1, "PLMS": timesteps - 1, "UniPC": timesteps}.get(sampler, asked)
 
@@ -62,7 +62,7 @@ def test_ranges(run, start, end):
 @pytest.mark.parametrize("steps", [1, 3, 8])
 @pytest.mark.parametrize("sampler", CALLS)
 def test_numbers_of_steps(run, sampler, steps):
-    """Among them 3, where the timesteps are one more than usual, and 8, where i/n meets both limits."""
+    """With 3 steps there is one timestep more than usual. With 8, i/n meets both limits."""
     job = run.txt2img({"start": 0.25, "end": 0.75}, sampler_name=sampler, steps=steps)
     n = own_steps(sampler, steps)
     assert len(job.down) == len(list(CALLS[sampler](n)))
@@ -72,14 +72,14 @@ def test_numbers_of_steps(run, sampler, steps):
 @pytest.mark.parametrize(("start", "end"), RANGES[3:])
 @pytest.mark.parametrize("sampler", CALLS)
 def test_img2img(run, sampler, start, end):
-    """Of 8 steps, strength 0.6 makes int(0.6 * 8) + 1 in most samplers, and one or two less in the timestep ones."""
+    """Strength 0.6 turns 8 steps into int(0.6 * 8) + 1 in most samplers, and one or two less in timestep samplers."""
     job = run.img2img({"start": start, "end": end}, sampler_name=sampler, steps=8, denoising_strength=0.6)
     n = {"DDIM": 3, "PLMS": 3, "UniPC": 4}.get(sampler, 5)
     assert job.down == expected(sampler, n, start, end)
 
 
 def test_announced_steps_are_not_the_steps(run, watch):
-    """What the host announces for DDIM in img2img is two more than it makes."""
+    """For DDIM in img2img the host announces two steps more than it makes."""
     announced = []
     with watch(lambda moment, subject: moment == "cfg_denoiser" and announced.append(subject.denoiser.total_steps)):
         job = run.img2img({"start": 0.5}, sampler_name="DDIM", steps=10, denoising_strength=0.6)
@@ -109,13 +109,13 @@ def test_a_sampling_in_between_has_a_loop_of_its_own(host, run, watch):
     inner = 3 + 3 + 2 + 1
     own = [down for i, down in enumerate(job.down) if not 1 <= i < 1 + inner]
     assert own == expected("HeunPP2", 4, 0.5, 1)
-    assert job.down[1 : 1 + inner] == [False] * inner  # it is in a step of the outer one that is dense
+    assert job.down[1 : 1 + inner] == [False] * inner  # it runs within a dense step of the outer sampling
 
 
 @pytest.mark.parametrize("strength", [0, 0.05, 1])
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "DPM fast", "DDIM", "PLMS"])
 def test_shortest_and_longest_img2img(run, sampler, strength):
-    """There may be no step at all."""
+    """The shortest img2img may have no step at all."""
     job = run.img2img(sampler_name=sampler, steps=4, denoising_strength=strength)
     assert all(job.down)
     assert len(job.comment) > len("ToDo: ")
@@ -123,7 +123,7 @@ def test_shortest_and_longest_img2img(run, sampler, strength):
 
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "PLMS"])
 def test_split_cond_and_uncond(host, run, sampler):
-    """Two calls of the U-Net where there was one: both belong to the same step."""
+    """The U-Net is called twice instead of once: both calls belong to the same step."""
     host.shared.opts.batch_cond_uncond = False
     job = run.txt2img({"start": 0.25, "end": 0.75}, sampler_name=sampler, steps=4)
     n = own_steps(sampler, 4)
@@ -158,7 +158,7 @@ def test_sizes_of_batches(run):
 
 
 def places(host, job_of):
-    """Run a job and return it with the place of each call of the denoiser in the noise schedule, 0 to 1."""
+    """Run a job. Returns it, and the timestep that the noise of each call of the denoiser corresponds to."""
     sigmas = []
     host.witness.watchers.append(
         lambda moment, subject: moment == "cfg_denoiser" and sigmas.append(subject.sigma[0].item())
@@ -175,11 +175,11 @@ def places(host, job_of):
 
 @pytest.mark.parametrize(("start", "end"), [(0.2, 0.6), (0, 0.7), (0.1, 1)])
 def test_adaptive(host, run, start, end):
-    """The three calls of a step are one step, and so is the same step tried again."""
+    """The three calls of a step count as one step, and a retry counts as the same step."""
     job, timesteps = places(host, lambda: run.txt2img({"start": start, "end": end}, sampler_name="DPM adaptive"))
     where = [(timesteps[0] - t) / timesteps[0] for t in timesteps]
     assert where != sorted(where), "no step was tried again"
-    steps = where[:3] + [where[i - i % 3] for i in range(3, len(where))]  # nothing tells what the first ones are
+    steps = where[:3] + [where[i - i % 3] for i in range(3, len(where))]  # the step of the first calls is unknown
     assert job.down == [start <= place < end for place in steps]
     assert 0 < sum(job.down) < len(job.down)
 
@@ -187,7 +187,7 @@ def test_adaptive(host, run, start, end):
 @pytest.mark.parametrize("end", [0.3, 0.5, 0.7, 0.85, 0.9, 0.95])
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_adaptive_does_not_come_back(run, tab, end):
-    """A step that fails goes on, off, on if its calls are told apart by their noise."""
+    """If each call went by its own noise, a failing step would switch on, off and on again."""
     fields = {"sampler_name": "DPM adaptive", "steps": 20}
     early, late = (run(tab, {"enabled": True, **r}, **fields).down for r in ({"end": end}, {"start": end}))
     assert early == sorted(early, reverse=True) and late == sorted(late)
@@ -195,7 +195,7 @@ def test_adaptive_does_not_come_back(run, tab, end):
 
 @pytest.mark.parametrize(("steps", "strength"), [(20, 0.6), (16, 0.07)])
 def test_adaptive_img2img(run, steps, strength):
-    """The whole range is all calls, though 32-bit logarithms can put the first one a hair before the beginning."""
+    """The whole range covers all calls, though 32-bit logarithms can put the first one just before the beginning."""
     job = run.img2img(sampler_name="DPM adaptive", steps=steps, denoising_strength=strength)
     assert len(job.down) > 3
     assert all(job.down)
@@ -207,7 +207,7 @@ def test_adaptive_hires(run):
 
 
 def test_adaptive_halves_of_img2img(run):
-    """In img2img the schedule begins where the picture's noise does."""
+    """In img2img the schedule begins at the noise of the input image."""
     fields = {"sampler_name": "DPM adaptive", "steps": 20, "denoising_strength": 0.6}
     first, second = run.img2img({"end": 0.5}, **fields), run.img2img({"start": 0.5}, **fields)
     assert first.down != second.down
@@ -216,7 +216,7 @@ def test_adaptive_halves_of_img2img(run):
 
 
 def test_adaptive_with_quantized_timesteps(host, run):
-    """Rounded to whole timesteps, the last calls stand at the very end of the schedule; they are within it still."""
+    """Rounding to whole timesteps puts the last calls at the very end of the schedule, which is still inside it."""
     host.shared.opts.enable_quantization = True
     job = run.img2img(sampler_name="DPM adaptive", steps=8, denoising_strength=0.55)
     assert all(job.down)
@@ -224,9 +224,9 @@ def test_adaptive_with_quantized_timesteps(host, run):
 
 @pytest.mark.parametrize("reports", [True, False])
 def test_solvers_that_choose_their_own_steps(host, run, monkeypatch, reports):
-    """reForge's "ODE (...)": they are handed a schedule, but call the U-Net as often as they please.
+    """reForge's "ODE (...)" samplers get a schedule, but choose how often they call the U-Net.
 
-    They make one image after the other, each with all the noise at first.
+    They make one image after the other, and each starts at full noise.
     """
     sigmas = [14.6 * 0.8**i for i in range(30)]
 
@@ -253,7 +253,7 @@ def test_solvers_that_choose_their_own_steps(host, run, monkeypatch, reports):
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_sampler_with_an_unknown_schedule(host, run, monkeypatch, tab):
-    """Nothing that the extension knows tells its steps: those the host announces have to do."""
+    """The extension does not know this sampler's schedule, and falls back on the steps that the host announces."""
 
     def unknown(model, x, extra_args=None, callback=None, disable=None):
         for sigma in (8.0, 4.0, 2.0, 1.0):

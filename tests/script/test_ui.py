@@ -69,7 +69,7 @@ def test_kinds(controls):
 
 
 def test_defaults_and_their_types(controls):
-    """The API casts what it reads from an infotext to the type of the control's value: an int would cut off halves."""
+    """The API casts infotext values to the type of the control's value: an int would cut off halves."""
     values = [control.value for control in controls.values()]
     assert values == DEFAULTS
     assert [type(value) for value in values] == [bool, float, int, float, float, float, str, float, bool]
@@ -81,7 +81,7 @@ def test_ranges(controls):
 
 
 def test_help(controls):
-    """One line for each control; the accordion's stands in it."""
+    """Each control has one line of help. The accordion's line stands inside it."""
     infos = {name: control.info for name, control in controls.items() if name != "enabled"}
     assert len(set(infos.values())) == 8
     for name, info in infos.items():
@@ -92,7 +92,7 @@ def test_help(controls):
 
 
 def test_accordion(host, controls):
-    """Its own checkbox is the switch, it begins closed, and all other controls are inside."""
+    """The accordion's own checkbox is the switch. It begins closed, with all other controls inside."""
     enabled = controls["enabled"]
     assert type(enabled).__name__ == "InputAccordion"
     assert enabled.accordion.open is False
@@ -105,7 +105,7 @@ def test_accordion(host, controls):
 
 
 def test_element_ids(controls, tab):
-    """They are part of the interface: other programs and styles find the controls by them."""
+    """Element ids are part of the interface: other programs and styles find the controls by them."""
     ids = {name: control.elem_id for name, control in controls.items()}
     assert ids.pop("enabled") == f"script_{tab}_todo_enabled-checkbox"
     assert controls["enabled"].accordion.elem_id == f"script_{tab}_todo_enabled"
@@ -123,7 +123,7 @@ def test_the_page_can_be_sent_to_a_browser(host):
 
 
 def test_controls_can_be_made_again(script, tab):
-    """The host does, for the API's defaults."""
+    """The host makes the controls again for the API's defaults."""
     before = [(control.elem_id, control.value) for control in script.controls]
     with gr.Blocks():
         again = script.ui(tab == "img2img")
@@ -144,7 +144,7 @@ def test_a_fresh_page_makes_pictures_without_todo(host, run, tab):
 
 
 def test_values_from_the_browser(host, tab):
-    """JSON knows no difference between 2 and 2.0."""
+    """JSON does not distinguish 2 from 2.0."""
     script = host.ui.runners()[tab].script("ToDo")
     values = list(host.Api.defaults[tab])
     sent = [True, 3, 2.0, 0, 1, 2, "both", 0, False]
@@ -158,7 +158,7 @@ def test_values_from_the_browser(host, tab):
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_bad_values_are_told_in_the_browser(host, tab, swallowed):
-    """A number may be typed next to a slider."""
+    """Bad values are possible: users can type any number next to a slider."""
     script = host.ui.runners()[tab].script("ToDo")
     values = list(host.Api.defaults[tab])
     values[script.args_from : script.args_to] = [True, 9, 1, 0, 1, 2, "both", 0, True]
@@ -169,7 +169,7 @@ def test_bad_values_are_told_in_the_browser(host, tab, swallowed):
     assert message == "Error completing request"
 
 
-DEFAULTS_SAVED = {  # as "Settings > Defaults" does: a whole number stands there without its ".0"
+DEFAULTS_SAVED = {  # as "Settings > Defaults" saves them: a whole number without its ".0"
     "ToDo · Token Downsampling": True,
     "Downsample factor": 3,
     "Max depth": 1,
@@ -195,7 +195,7 @@ def test_saved_defaults(with_defaults, tab):
 
 
 def test_saved_defaults_cut_nothing_off(with_defaults, tab):
-    """The API casts what it reads from an infotext to the type of the control's value."""
+    """The API casts infotext values to the type of the control's value."""
     text = "a\nSteps: 4, Seed: 1, Sampler: Euler, ToDo downsample factor: 2.5, ToDo end: 0.8, ToDo deeper factor: 1.5"
     script = with_defaults.ui.runners()[tab].script("ToDo")
     args = with_defaults.Api.script_args(tab, {}, text)[script.args_from : script.args_to]
@@ -204,7 +204,7 @@ def test_saved_defaults_cut_nothing_off(with_defaults, tab):
 
 
 def test_send_to_the_other_tab(host):
-    """Its buttons copy the controls whose names the script gives, from the tab where the image was made."""
+    """The buttons "Send to" copy the controls that the script names, from the tab where the image was made."""
     runners = host.ui.runners()
     source, target = (runners[tab].script("ToDo").controls for tab in TABS)
     values = [True, 3.5, 3, 0.1, 0.8, 1.5, "first", 2.0, False]
@@ -214,7 +214,7 @@ def test_send_to_the_other_tab(host):
 
 
 def test_reload_ui(host, run):
-    """The scripts are run again, in whatever version they then are, and nothing of the former ones still acts."""
+    """A reload runs the scripts again, in their present version. The earlier ones no longer act."""
     former = host.todo
     reload_ui(host)
     assert host.todo is not former
@@ -227,7 +227,7 @@ def test_reload_ui(host, run):
 
 
 def test_nothing_stays_importable(host):
-    """The stand-in is for these tests alone, and so is the copy of todo_lib that the scripts have loaded."""
+    """Other tests cannot import the stand-in, nor the copy of todo_lib that its scripts have loaded."""
     assert not [name for name in sys.modules if name.partition(".")[0] == "modules"]
     assert sys.modules["todo_lib"] is todo_lib
     assert host.todo.FIELDS is not todo_lib.FIELDS
@@ -235,7 +235,7 @@ def test_nothing_stays_importable(host):
 
 @pytest.fixture
 def old_host(host, monkeypatch):
-    """The stand-in as it would be before 1.10, when scripts were not called before every sampling."""
+    """The stand-in as a host before 1.10, which does not call scripts before every sampling."""
     with monkeypatch.context() as older:
         older.delattr(host.scripts.Script, "process_before_every_sampling")
         reload_ui(host)
@@ -244,7 +244,7 @@ def old_host(host, monkeypatch):
 
 
 def test_a_host_that_is_too_old(caplog, old_host):
-    """The page and the log say so, nothing is done, and nothing is pretended."""
+    """The page and the log say that the host is too old. Nothing is done, and nothing claims otherwise."""
     (record,) = caplog.get_records("setup")
     assert "1.10" in record.getMessage() and record.levelname == "WARNING"
     assert not old_host.ui.runners()["txt2img"].script("ToDo").controls

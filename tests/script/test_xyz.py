@@ -1,4 +1,4 @@
-"""X/Y/Z plot: the axes, what they refuse before anything runs, and that cells do not leak into each other."""
+"""X/Y/Z plot: the axes, the values that they refuse before anything runs, and cells that do not affect each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AS_DICTIONARY = [{"factor": 2, "max_depth": 1}]
 
 @pytest.fixture
 def plot(host, run, watch):
-    """Plots a job with these ToDo arguments (a list or dictionary); returns the calls, texts and comments by cell."""
+    """Plot a job with these ToDo arguments (list or dictionary). Returns the calls, texts and comments by cell."""
 
     def plot(args, *axes, **fields):
         p = run.prepare("txt2img", {}, **{"width": 64, "height": 64, "steps": 2, **fields})
@@ -114,7 +114,7 @@ def test_axes_together(plot, args):
 
 
 def written(**changed):
-    """A cell's infotext with these texts: key less "ToDo " -> value."""
+    """ToDo's part of a cell's infotext: key without "ToDo " -> value."""
     return ", ".join(f"ToDo {key.replace('_', ' ')}: {value}" for key, value in changed.items()) + VERSION
 
 
@@ -135,7 +135,7 @@ def test_cells_that_are_switched_off_say_nothing(plot):
 
 
 def test_what_is_shown_is_of_the_first_cell(host, plot):
-    """A later cell does not change what stands under the plot."""
+    """A later cell does not change the text under the plot."""
     plot(PAPER, ("[ToDo] Factor", "4, 2"), enable_hr=True, width=32, height=32, steps=1)
     (shown,) = host.xyz.shown[-1].comments.splitlines()
     assert "4x4 tokens, keys from 1x1" in shown and "8x8 tokens, keys from 2x2" in shown
@@ -167,12 +167,12 @@ def test_bad_values_are_refused_before_anything_runs(host, run, name, values, wo
 
 
 def hints(result):
-    """What stands under an image beside the line that says what was done."""
+    """The lines under an image, other than the one that says what was done."""
     return [line for line in result.comments.splitlines() if "[ToDo]" in line]
 
 
 def test_a_cell_whose_values_do_not_go_together(plot, swallowed):
-    """Each is allowed, the two are not: that cell stays empty, the others are right, and under the plot stands why."""
+    """Each value is allowed, the two together are not. That cell stays empty, and the text under the plot says why."""
     cells = plot(PAPER, ("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.25, 1"), steps=1)
     assert [result is None for _, _, result in cells] == [False, False, True, False]
     ((message, error),) = swallowed()
@@ -195,7 +195,7 @@ def test_a_slider_that_does_not_go_with_an_axis(plot, swallowed):
 
 @pytest.mark.parametrize("args", [[False, 2, 1, 0.6, 0.4], [None], [{"enabled": False}]], ids=str)
 def test_axes_while_todo_is_off(plot, args):
-    """They change nothing, and under the plot stands why."""
+    """The axes change nothing, and the text under the plot says why."""
     cells = plot(args, ("[ToDo] Factor", "2, 4"), ("[ToDo] Start", "0, 0.5"))
     assert keys(cells) == [[D, D]] * 4
     assert texts(cells) == [""] * 4
@@ -224,7 +224,7 @@ def test_a_plot_of_wrong_arguments_fails_as_any_job_does(plot, swallowed):
 
 
 def test_ranges_as_the_host_counts_them(plot):
-    """Its third 0.1 is 0.30000000000000004; what people asked for, and read under the image, is 0.3."""
+    """The host's third multiple of 0.1 is 0.30000000000000004. Users asked for 0.3, and read 0.3 under the image."""
     cells = plot(PAPER, ("[ToDo] Start", "0.1-0.3 (+0.1)"), steps=10, width=32, height=32)
     assert texts(cells)[:3] == [written(downsample_factor=2, depths=1, start=start) for start in (0.1, 0.2, 0.3)]
     assert [[keys == (4, 4) for keys in calls].index(True) for calls in keys(cells)][:3] == [1, 2, 3]

@@ -6,7 +6,7 @@ import torch
 
 from tests.todo_lib.unets import LAYOUTS, make_unet, state
 
-# A busy machine is no reason to fail.
+# A slow example on a busy machine must not fail a test.
 hypothesis.settings.register_profile("todo", deadline=None)
 hypothesis.settings.load_profile("todo")
 
@@ -15,7 +15,7 @@ UNETS = {}
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Small tensors are no faster on more threads, and sums stay the same on every machine."""
+    """Use one thread: small tensors gain nothing from more, and sums are the same on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,7 +23,7 @@ def one_thread():
 
 
 def shared_unet(layout: str):
-    """A U-Net that all tests share, made when the first one asks for it. Every test leaves it as it was."""
+    """A U-Net that all tests share, made at first use. Every test leaves it as it was."""
     if layout not in UNETS:
         UNETS[layout] = make_unet(**LAYOUTS[layout])
     unet = UNETS[layout]

@@ -1,4 +1,4 @@
-"""Which tokens are kept: against the contract's formula in exact numbers, and against torch's own interpolation."""
+"""The kept tokens, against the contract's formula in exact numbers and against torch's own interpolation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from todo_lib.grid import kept_rows, kept_size, kept_tokens
 sizes = st.integers(1, 512)
 factors = st.one_of(
     st.floats(1, 8),
-    st.integers(2, 16).map(lambda n: n / 2),  # the slider's
+    st.integers(2, 16).map(lambda n: n / 2),  # the slider's values
     st.integers(10, 80).map(lambda n: n / 10),
 )
 grids = st.one_of(
@@ -37,12 +37,12 @@ def torch_tokens(grid: tuple[int, int], kept: tuple[int, int]) -> torch.Tensor:
 
 
 def exactly_whole(size: int, kept: int) -> list[bool]:
-    """For each kept row whether (i + 0.5) * size / kept is a whole number."""
+    """For each kept row, whether (i + 0.5) * size / kept is a whole number."""
     return [Fraction((2 * i + 1) * size, 2 * kept).denominator == 1 for i in range(kept)]
 
 
 def assert_rows(rows: torch.Tensor, size: int, kept: int):
-    """The rows are the exact ones. Torch's are the same, or, where the exact one is whole, may be one row short."""
+    """The rows are the exact ones. Torch's are the same, but may be one less where the exact value is whole."""
     theirs = torch_rows(size, kept).tolist()
     for i, (row, other, whole) in enumerate(zip(rows.tolist(), theirs, exactly_whole(size, kept), strict=True)):
         assert row == math.floor(Fraction((2 * i + 1) * size, 2 * kept))
@@ -78,7 +78,7 @@ def test_kept_rows_for_any_kept_size(size, data):
 
 
 def test_kept_rows_where_torch_falls_short():
-    """Row 14.5 * 50 / 29 is 25, whole. Torch versions differ there, so only the formula counts."""
+    """14.5 * 50 / 29 is the whole number 25. Torch versions differ there, so only the formula counts."""
     assert kept_rows(50, 29)[14] == 25
 
 
@@ -112,7 +112,7 @@ def test_kept_tokens_are_those_of_torch(grid, factor):
 @pytest.mark.parametrize("side", [64, 96, 128, 192, 256])
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_kept_tokens_at_the_usual_sizes(side, factor):
-    """The authors' factors: every kept token is the middle one of its factor x factor tokens."""
+    """With the paper's factors each kept token is the middle one of its factor x factor tokens."""
     kept = side // factor
     middles = [i * factor + factor // 2 for i in range(kept)]
     if side % factor == 0:
@@ -135,6 +135,6 @@ def test_keeping_all_changes_nothing():
 
 
 def test_made_on_the_device():
-    """On the meta device nothing has a value, so that reading one, which waits for the device, would fail here."""
+    """Reading a value waits for the device. On the meta device tensors have no values, so reading one would fail."""
     tokens = kept_tokens((8, 6), (4, 3), 2, "meta")
     assert tokens.device.type == "meta" and tokens.shape == (24,)

@@ -1,4 +1,4 @@
-"""The live plan: its numbers are those of the method, its words say what will happen."""
+"""The live plan: its numbers are the method's, and its words say what will happen."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_rows_of_any_place_are_rows(size, factor):
 
 @given(st.integers(1, 64), st.sampled_from([1, 1.5, 2, 2.5, 3, 4, 8]))
 def test_every_row_is_kept_sooner_or_later(kept, factor):
-    """Where the factor divides the size."""
+    """Every row is kept in its turn if the factor divides the size."""
     size = round(kept * factor)
     if size != kept * factor or kept_size(size, factor) != kept:
         return
@@ -83,7 +83,7 @@ def test_every_row_is_kept_sooner_or_later(kept, factor):
 
 @contextlib.contextmanager
 def watched(module, seen):
-    """Note the keys (B, n, C) that leave `to_k` behind all hooks, and those of all tokens."""
+    """Note the keys (B, n, C) that leave `to_k` behind all hooks, and the keys of all tokens."""
     attn = module
     handles = [
         attn.to_k.register_forward_hook(lambda m, args, output: seen.append((F.linear(args[0], m.weight), output)))
@@ -96,7 +96,7 @@ def watched(module, seen):
 
 
 def sources(whole, kept, heads):
-    """For each head the positions of the tokens whose projections these keys are."""
+    """For each head, the positions of the tokens from which these keys were made."""
     found = []
     for all_keys, keys in zip(whole[0].chunk(heads, -1), kept[0].chunk(heads, -1), strict=True):
         distances = torch.cdist(keys, all_keys, compute_mode="donot_use_mm_for_euclid_dist")
@@ -107,7 +107,7 @@ def sources(whole, kept, heads):
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (16, 16)), (3, (24, 48)), (1.5, (24, 24)), (4, (16, 8))], ids=str)
 def test_the_keys_of_each_step_and_head(sd1, factor, size):
-    """Each head keeps the tokens of its own offset, at every step those of the next one in the order."""
+    """Each head keeps the tokens of its own offset. At every step it takes the next offset in the order."""
     places, heads = places_of(factor), 8
     kept = kept_size(size[0], factor), kept_size(size[1], factor)
     step, ever = 0, set()
@@ -161,7 +161,7 @@ def test_a_controlnet_shares_the_offsets(sd1):
     sd1.forward = forward
     with patched(sd1, moving=True, index=lambda: 3) as patch:
         patch.before_unet(sd1)
-        # The copy is found when it is called, before its own hooks run.
+        # The patch finds the copy when it is called, before its own hooks run.
         control.register_forward_pre_hook(lambda m, args: watch(m))
         watch(sd1)
         call(sd1)
@@ -187,7 +187,7 @@ def test_grids_of_a_context_are_gathered_one_by_one(sd1):
 
 @pytest.mark.parametrize("heads", [None, 7])
 def test_an_attention_without_heads_has_one_offset(sd1, heads):
-    """Or with a number of them that does not divide the channels."""
+    """An attention whose number of heads does not divide its channels has one offset, too."""
     attn, seen = sd1.get_submodule(TOP), []
 
     class Headless(type(attn)):
@@ -222,7 +222,7 @@ def test_nothing_stays_behind(sd1):
     assert state(sd1) == before
 
 
-# ---- what it is for
+# ---- its purpose
 
 
 def test_errors_cancel(unet):

@@ -1,4 +1,4 @@
-"""The patch beside others: copies of the encoder that run in front of the U-Net, and attentions computed by others."""
+"""The patch beside other extensions: encoder copies in front of the U-Net, and attentions that others compute."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MIDDLE = "middle_block.1.transformer_blocks.0.attn1"
 
 
 class Control(nn.Module):
-    """As extensions keep one: the copy of the encoder lies a level deeper, and its results go into the U-Net."""
+    """A ControlNet as extensions keep it: the encoder's copy is a level deeper, and its results go into the U-Net."""
 
     def __init__(self, unet: nn.Module):
         super().__init__()
@@ -43,7 +43,7 @@ class Control(nn.Module):
 
 @contextlib.contextmanager
 def controlled(unet, *controls):
-    """The U-Net's own `forward` runs the ControlNets first, the way ControlNet extensions replace it."""
+    """Let the U-Net's `forward` run the ControlNets first, as ControlNet extensions do."""
     seen, plain = [], unet.forward
 
     def forward(x, timesteps, context):
@@ -71,7 +71,7 @@ def test_a_copy_of_the_encoder_is_downsampled_like_the_unet(sd1):
         *((str(i), (256, 64, 64)) for i in (1, 2)),
         *((str(i), (64, 4, 4)) for i in (4, 5)),
         *((str(i), (16, 16, 16)) for i in (7, 8)),
-        ("1", (4, 4, 4)),  # of the middle block
+        ("1", (4, 4, 4)),  # the middle block's grid
     }
     assert (state(control), state(sd1)) == before
     assert "depth 1: 16x16 tokens, keys from 8x8 (7 layers, 2 of them in ControlNet)" in str(patch.report)
@@ -103,7 +103,7 @@ def test_steps_out_of_range_leave_the_copy_dense(sd1):
 
 
 def test_depths_of_a_copy_are_those_of_the_unet(sd1):
-    """A smaller ControlNet may lack the attentions on the largest grid, or have some where the U-Net has none."""
+    """A smaller ControlNet may lack attentions on the largest grid, or have some where the U-Net has none."""
     fewer = make_unet(**{**SD1, "attention_resolutions": [4, 2]})
     assert {t.halvings: t.depth for t in spatial_transformers(Encoder(fewer), {0: 1, 1: 2, 2: 3, 3: 4})} == {
         1: 2,
@@ -153,9 +153,9 @@ def test_nothing_watches_over_a_model_without_self_attention():
 
 @contextlib.contextmanager
 def computed_by_hooks(unet, name):
-    """Perturbed-attention guidance: a hook keeps the values, another one puts the identity times them for the output.
+    """Perturbed-attention guidance: one hook keeps the values, another one returns identity @ values as the output.
 
-    In the guidance's own calls of the U-Net only, but it takes the values in all of them.
+    The output changes only in the guidance's own calls of the U-Net, but the values are taken in all calls.
     """
     attn, guiding = unet.get_submodule(name), []
     taken = {}
@@ -198,7 +198,7 @@ def look(*args):
         ({"": look, "to_k": functools.partial(look)}, True),
         ({"": look, "to_q": look}, False),
         ({"to_k": look, "to_v": look}, False),
-        ({"": look, "to_v": nn.functional.relu}, False),  # of two who do not know of each other
+        ({"": look, "to_v": nn.functional.relu}, False),  # hooks of two extensions that do not know each other
         ({}, False),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_layer_with_a_forward_of_its_own_is_left_alone(sd1):
 
 @contextlib.contextmanager
 def weights_for_keys(unet):
-    """Feedback-driven generation gives each of the tokens that it hands over a weight, before they are projected.
+    """Feedback-driven generation: it fixes a weight for each token of the context before these are projected.
 
     The attentions are wrapped within each call of the U-Net.
     """
@@ -285,7 +285,7 @@ def test_attentions_replaced_within_a_call_are_left_alone(sd1):
 
 
 def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
-    """And neither is what has been put back by setting it, which stays on the module for good."""
+    """A forward that was put back by setting it stays on the module, and is no other computation, either."""
     attn, known = sd1.get_submodule(MIDDLE), known_computations(spatial_transformers(sd1))
     plain = attn.forward
 
@@ -376,7 +376,7 @@ def test_without_forges_options_nothing_is_replaced():
 
 
 class ForgeBlocks(nn.Module):
-    """A spatial transformer called Forge's way; what is registered for its block runs in place of attn1."""
+    """A spatial transformer called Forge's way: a function registered for its block runs in place of attn1."""
 
     def __init__(self, transformer):
         super().__init__()
@@ -410,7 +410,7 @@ def test_a_replacement_sees_as_many_keys_as_queries(sd1):
 
 
 class ViewingAttention(nn.Module):
-    """Forge's: keys and values are viewed as batches of as many as the queries."""
+    """Forge's attention: keys and values are viewed with the batch size of the queries."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -423,7 +423,7 @@ class ViewingAttention(nn.Module):
 
 
 class TilingBlocks(nn.Module):
-    """reForge's HyperTile: it cuts the queries into tiles, which become more batches, and leaves the tokens whole."""
+    """reForge's HyperTile: it cuts the queries into tiles, as a larger batch, and leaves the context whole."""
 
     def __init__(self):
         super().__init__()
@@ -438,7 +438,7 @@ class TilingBlocks(nn.Module):
 
 
 def test_tokens_whole_for_queries_in_tiles_are_left_alone():
-    """Three rows of seven kept tokens cannot be divided among four tiles."""
+    """Three rows of seven kept tokens cannot be split into four tiles."""
     unet = nn.Sequential(TilingBlocks())
     x = torch.randn(1, 8, 8, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -463,15 +463,15 @@ def test_the_unet_of_a_host(sd1):
 
 
 def test_inputs_of_a_copy_and_the_unet_agree(sd1):
-    """The tests above hand the same arguments to both."""
+    """The tests above call both with the same arguments, so these must agree."""
     assert Control(sd1)(*inputs(sd1, (16, 16))).isfinite().all()
 
 
-# ---- tokens that somebody counts
+# ---- tokens that other code counts
 
 
 def with_forward(module, forward):
-    """Set a `forward` on a module for as long as the context lasts."""
+    """Set a `forward` on a module for the length of a `with`."""
 
     @contextlib.contextmanager
     def setting():
@@ -488,7 +488,7 @@ TOP = "input_blocks.1.1.transformer_blocks.0.attn1"
 
 
 def embedded(projection, tokens):
-    """ControlNet-LLLite: a projection of its own joins the tokens with an embedding of the whole grid."""
+    """ControlNet-LLLite: its own forward joins the tokens with an embedding of the whole grid."""
     embedding = torch.linspace(-1, 1, tokens)[None, :, None]
     plain = projection.forward
 
@@ -512,12 +512,12 @@ def test_a_projection_that_counts_the_tokens_sees_all_of_them(sd1, moving):
             call(sd1)
             watch.remove()
     assert seen[0].shape[1] == 64 and TOP in patch.report.layers[1, (16, 16), (8, 8)]
-    heads = slice(0, 4) if moving else slice(None)  # the first head begins with the paper's own grid
+    heads = slice(0, 4) if moving else slice(None)  # the first head begins with the paper's grid
     assert torch.equal(seen[0][..., heads], expected[0][..., heads])
 
 
 def test_a_projection_with_its_own_forward_put_back_is_an_ordinary_one(sd1):
-    """As extensions leave it that are switched off again."""
+    """Extensions leave a projection like this when they are switched off."""
     attn = sd1.get_submodule(TOP)
     handed = []
     with patched(sd1):
@@ -531,7 +531,7 @@ def test_a_projection_with_its_own_forward_put_back_is_an_ordinary_one(sd1):
 
 @pytest.mark.parametrize("moving", [False, True])
 def test_lora_that_wraps_a_projection(sd1, moving):
-    """It adds to each token by itself: the keys are those of the kept tokens with it."""
+    """A LoRA changes each token by itself: the keys are those of the kept tokens, LoRA included."""
     attn = sd1.get_submodule(TOP)
     plain, down = attn.to_k.forward, torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 8
     weight = attn.to_k.weight.detach().clone()
@@ -589,7 +589,7 @@ def test_a_mask_keeps_all_its_keys(sd1, moving, named):
 
 @pytest.mark.parametrize("moving", [False, True])
 def test_most_self_attentions_computed_by_somebody_else(sd1, moving):
-    """All but one of them return what has as many tokens as the values."""
+    """All self-attentions but one return as many tokens as there are values."""
     replaced = list(attentions(sd1).values())[1:]
     for attn in replaced:
         attn.forward = (lambda self, x, context=None, mask=None: self.to_out(self.to_v(x))).__get__(attn)
@@ -604,7 +604,7 @@ def test_most_self_attentions_computed_by_somebody_else(sd1, moving):
 
 
 def as_context(attn, context_of):
-    """Hand a self-attention a context made of its own tokens."""
+    """Give a self-attention a context made from its own tokens."""
     return attn.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "context": context_of(args[0])}), with_kwargs=True
     )
@@ -613,7 +613,7 @@ def as_context(attn, context_of):
 @pytest.mark.parametrize("mode", ["nearest-exact", "bilinear"])
 @pytest.mark.parametrize("moving", [False, True])
 def test_a_grid_of_twice_the_resolution_is_not_four_grids(sd1, moving, mode):
-    """sd-webui-token-downsampling with a factor of 0.5."""
+    """sd-webui-token-downsampling makes such a grid with a factor of 0.5."""
     attn = sd1.get_submodule(TOP)
 
     def enlarge(x):
@@ -645,7 +645,7 @@ def test_four_grids_with_its_own_among_them_are_four_grids(sd1, moving, place):
             call(sd1, batch=2)
     finally:
         handle.remove()
-    assert calls[TOP] == [(256, 256, 256)]  # 64 keys from each
+    assert calls[TOP] == [(256, 256, 256)]  # 64 keys from each of the four grids
 
 
 # ---- compiled modules and traces
@@ -653,7 +653,7 @@ def test_four_grids_with_its_own_among_them_are_four_grids(sd1, moving, place):
 
 @pytest.mark.parametrize("moving", [False, True])
 def test_a_trace_can_be_made_in_a_pass(sd1, moving):
-    """Sizes are tensors then."""
+    """Sizes are tensors while torch traces."""
     transformer = sd1.input_blocks[1][1]
     x, context = torch.randn(1, 32, 16, 16), torch.randn(1, 7, 16)
     with patched(sd1, moving=moving), torch.no_grad(), pytest.warns(torch.jit.TracerWarning):
@@ -675,7 +675,7 @@ def compiled_by_block(unet):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compiled", [compiled_whole, compiled_by_block])
 def test_a_compiled_unet_is_left_and_named(compiled):
-    """On, off, on: compiled code would not look at hooks set after its first call, nor miss those that are gone."""
+    """Compiled code ignores hooks set after its first call, and keeps running hooks that were removed."""
     unet = compiled(make_unet(**SD1))
     results = []
     for on in (True, False, True):
@@ -694,7 +694,7 @@ def test_a_compiled_unet_is_left_and_named(compiled):
 
 
 class Foreign(nn.Module):
-    """Has input_blocks, and nothing else of an encoder."""
+    """A module that has input_blocks, but is otherwise no encoder."""
 
     def __init__(self, blocks):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The patch on real U-Nets: what it computes, on which steps, and that nothing of it stays behind."""
+"""The patch on real U-Nets: its results, its steps, and that nothing of it stays behind."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ from todo_lib.grid import kept_size, kept_tokens
 from todo_lib.report import Reason
 from todo_lib.unet import spatial_transformers
 
-# As `patched` has them.
+# The settings of `patched`.
 PAPER = {"factor": 2, "max_depth": 1, "deeper_factor": 2}
 
 
 def halvings(unet: nn.Module) -> dict[int, int]:
-    """Depth -> halvings of the latent, for the three layouts."""
+    """Depth -> halvings of the latent, of the U-Net with this name."""
     return {1: 1, 2: 2} if len(unet.input_blocks) == 9 else {1: 0, 2: 1, 3: 2, 4: 3}
 
 
 def factors(unet: nn.Module, settings: Settings) -> dict[int, float]:
-    """Halvings -> factor, where each is given."""
+    """Halvings -> factor, from one factor for each depth."""
     return {
         n: settings.factor if depth == 1 else settings.deeper_factor
         for depth, n in halvings(unet).items()
@@ -68,7 +68,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def assert_same_as_reference(unet, size, batch=1, tolerance=1e-5, **chosen):
-    """The patched U-Net's output is that of one whose context torch itself has interpolated, and no other."""
+    """The patched U-Net's output is that of the reference, where torch interpolates the context, and not dense."""
     with reference(unet, size, factors(unet, Settings(**{**PAPER, **chosen}))):
         expected = call(unet, size, batch)
     with patched(unet, **chosen):
@@ -78,7 +78,7 @@ def assert_same_as_reference(unet, size, batch=1, tolerance=1e-5, **chosen):
 
 
 class Tree(nn.Module):
-    """Spatial transformers one after another, the grid halved in between: the smallest thing to patch."""
+    """The smallest model to patch: spatial transformers one after another, with the grid halved in between."""
 
     def __init__(self, depths: int = 1, blocks: int = 1, channels: int = 64):
         super().__init__()
@@ -134,14 +134,14 @@ def test_factors(unet, factor, deeper_factor):
 
 @pytest.mark.parametrize(("size", "factor"), [((13, 22), 2), ((17, 9), 1.5), ((15, 11), 5)], ids=str)
 def test_odd_sizes(unet, size, factor):
-    """All grids of such a size are odd somewhere, and the factor divides none of them."""
+    """Each grid has an odd side, and the factor divides none of them."""
     with at_any_size():
         assert_same_as_reference(unet, size, max_depth=4, factor=factor)
 
 
 @pytest.mark.parametrize("size", [(11, 19), (1, 33)], ids=str)
 def test_an_encoder_alone(unet, size):
-    """As in a ControlNet."""
+    """The patch works on an encoder alone, like that of a ControlNet."""
     encoder = Encoder(unet)
     assert_same_as_reference(encoder, size, max_depth=2, factor=3)
 
@@ -163,7 +163,7 @@ def test_pictures_of_a_batch_do_not_mix(sd1):
 @settings(max_examples=40)
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.floats(1, 8), st.integers(1, 3))
 def test_any_grid_and_factor(size, factor, batch):
-    """For one spatial transformer of two blocks the kept tokens are those of todo_lib.grid, on every size."""
+    """In one spatial transformer of two blocks the kept tokens are those of todo_lib.grid, at every size."""
     tree = ANY_GRID
     x, context = tree_inputs(size, batch, 2)
     index = kept_tokens(size, (kept_size(size[0], factor), kept_size(size[1], factor)))
@@ -186,12 +186,12 @@ ANY_GRID = Tree(blocks=2)
 
 @contextlib.contextmanager
 def half(unet, dtype):
-    """A copy of the U-Net in another dtype, as the WebUI has it with --no-half off, on a device that can run it."""
+    """A copy of the U-Net in another dtype, as the WebUI makes it without --no-half, on a device that can run it."""
     unet = copy.deepcopy(unet).to(dtype)
     unet.dtype = dtype
     for module in unet.modules():
         if isinstance(module, GroupNorm32):
-            module.float()  # works on float32 in any case
+            module.float()  # normalisation works on float32 in any case
     unet.time_embed.register_forward_pre_hook(lambda module, args: (args[0].to(dtype),))
     precision = ldm.modules.attention._ATTN_PRECISION
     ldm.modules.attention._ATTN_PRECISION = "fp16"  # the other setting mixes dtypes, which needs autocast
@@ -245,7 +245,7 @@ def test_inference_mode(sd1):
 
 
 def test_gradients_flow():
-    """Nobody trains under this patch, but guidance extensions take gradients through the U-Net."""
+    """Gradients matter although nobody trains under this patch: guidance extensions take them through the U-Net."""
     tree = Tree()
     x, context = tree_inputs((6, 8))
     x.requires_grad_()
@@ -256,7 +256,7 @@ def test_gradients_flow():
 
 @pytest.mark.filterwarnings("ignore:torch.get_autocast_gpu_dtype")
 def test_gradient_checkpointing_layout():
-    """Checkpoints' own configs have use_checkpoint on, where blocks run inside an autograd function."""
+    """The configs of checkpoints set use_checkpoint, with which blocks run inside an autograd function."""
     unet = make_unet(**{**SD1, "use_checkpoint": True})
     assert_same_as_reference(unet, (16, 16), max_depth=2, factor=2)
 
@@ -319,7 +319,7 @@ def test_queries_stay_whole_and_keys_are_few(unet, max_depth):
 
 
 def test_cross_attention_is_left_alone(unet):
-    """Even where the prompt happens to have as many tokens as the grid."""
+    """Cross-attention is left alone even if the prompt has as many tokens as the grid."""
     latent, timesteps, context = inputs(unet, (16, 16))
     prompt = torch.randn(1, 256, CONTEXT_DIM)
     context = [prompt] * len(context) if isinstance(context, list) else prompt
@@ -345,7 +345,7 @@ def test_blocks_without_self_attention_are_left_alone():
 
 @contextlib.contextmanager
 def handed(tree, context):
-    """Hand every self-attention this context, as reference-style extensions do."""
+    """Give every self-attention this context, as reference-style extensions do."""
     handles = [
         attn.register_forward_pre_hook(lambda module, args, kwargs: (args, {"context": context}), with_kwargs=True)
         for attn in attentions(tree).values()
@@ -403,7 +403,7 @@ def test_any_other_context_is_left_alone(tokens):
         with patched(tree) as patch:
             assert torch.equal(tree(x, prompt), dense)
         assert not patch.report.layers and patch.report.left_layers[Reason.TOKENS] == set(attentions(tree))
-        # Outside its steps the patch has nothing to leave to others.
+        # Outside its steps the patch leaves no layer to others.
         with patched(tree, end=0) as patch:
             assert torch.equal(tree(x, prompt), dense)
         assert Reason.TOKENS not in patch.report.left_layers
@@ -423,7 +423,7 @@ def test_every_depth_counts_in_its_own_grids():
 
 @torch.no_grad()
 def test_keys_and_values_from_different_tokens():
-    """As a hypernetwork makes them: each projection has its own input, and each is downsampled."""
+    """A hypernetwork gives each projection its own input, and each input is downsampled."""
     tree = Tree()
     (attn,) = attentions(tree).values()
     x, prompt = tree_inputs((6, 8))
@@ -449,7 +449,7 @@ def test_keys_and_values_from_different_tokens():
 
 @torch.no_grad()
 def test_any_attention_implementation(sd1):
-    """The host replaces the attentions' forward; whichever stands there computes with the fewer keys."""
+    """The host replaces the attentions' forward. Any replacement computes with the smaller number of keys."""
 
     def sdp(attn):
         def forward(x, context=None, mask=None):
@@ -476,7 +476,7 @@ def test_any_attention_implementation(sd1):
 
 
 def tiled(attend, tiles):
-    """Cut the tokens into strips and put them into the batch, as HyperTile does."""
+    """Cut the tokens into strips and move the strips into the batch, as HyperTile does."""
 
     def forward(x, context=None, mask=None):
         batch = x.shape[0]
@@ -518,7 +518,7 @@ def test_tiles_and_merged_tokens_are_left_to_the_other_patch(sd1, other, first):
         assert torch.equal(call(sd1), alone)
     assert parts[0].report.left_layers[Reason.TOKENS] == set(top) and not parts[0].report.layers
 
-    # At depth 2 nothing is tiled or merged: that is downsampled, and only that.
+    # At depth 2 nothing is tiled or merged: only that depth is downsampled.
     with others(), patched(sd1, max_depth=2) as patch, counted(sd1) as calls:
         call(sd1)
     assert patch.report.left_layers[Reason.TOKENS] == set(top)
@@ -529,7 +529,7 @@ def test_tiles_and_merged_tokens_are_left_to_the_other_patch(sd1, other, first):
 
 
 def test_a_grid_that_is_resized_inside_the_unet(unet):
-    """Extensions shrink the grid inside the U-Net: the grid is that of each very call."""
+    """Extensions may shrink the grid inside the U-Net. The patch has to use the grid of each call."""
     encoder = Encoder(unet)
     place = 3 if len(unet.input_blocks) == 12 else 4  # in front of the first smaller level, or right in it
     handle = encoder.input_blocks[place].register_forward_pre_hook(
@@ -547,7 +547,7 @@ def test_a_grid_that_is_resized_inside_the_unet(unet):
         for hook in (handle, *watches):
             hook.remove()
     assert Reason.TOKENS not in patch.report.left_layers
-    assert (12, 6) in grids.values()  # resized it was
+    assert (12, 6) in grids.values()  # the grid was resized
     for name, attn_calls in calls.items():
         if name.endswith("attn1"):
             height, width = grids[name.partition(".transformer_blocks")[0]]
@@ -556,7 +556,7 @@ def test_a_grid_that_is_resized_inside_the_unet(unet):
 
 
 def test_every_call_has_its_own_size(sd1):
-    """Tiled upscalers call the U-Net with tiles of different sizes within one pass, and then come back to the first."""
+    """Tiled upscalers change the tile size within one pass, and later come back to the first size."""
     sizes = [(16, 16), (8, 24), (24, 8), (16, 16)]
     expected = []
     for size in sizes:
@@ -574,8 +574,8 @@ def test_every_call_has_its_own_size(sd1):
 def on_meta(unet, *sizes, **chosen):
     """For each size the number of keys at each depth, in one pass with these latents of (H, W).
 
-    On the meta device a U-Net computes shapes alone, whatever their size. Tensors have no values there: reading any,
-    which on a GPU would wait for it, raises.
+    On the meta device a U-Net computes shapes alone, however large they are. Tensors have no values there.
+    Reading a value, which on a GPU would wait for the device, raises.
     """
     unet = copy.deepcopy(unet).to("meta")
     _, timesteps, context = inputs(unet, (8, 8))
@@ -640,10 +640,10 @@ def operations(unet, size=(16, 16)):
 
 @pytest.mark.parametrize("max_depth", [1, 2, 4])
 def test_one_gather_per_self_attention_and_nothing_else(unet, max_depth):
-    size = 24, 24  # deepest 3 x 3, keys from 2 x 2; torch has a shorter way for single keys
+    size = 24, 24  # the deepest grid is 3 x 3, with keys from 2 x 2: torch treats a single key in another way
     dense = operations(unet, size)
     with patched(unet, max_depth=max_depth, factor=1.5, deeper_factor=1.5):
-        call(unet, size)  # makes the indices
+        call(unet, size)  # this call makes the indices
         added = operations(unet, size)
     added.subtract(dense)
     in_range = sum(len(t.attentions) for t in spatial_transformers(unet) if t.depth <= max_depth)
@@ -714,7 +714,7 @@ def test_steps(start, end, active):
     with patched(tree, start=start, end=end, progress=lambda: position) as patch:
         for i in range(5):
             position = i / 5
-            for _ in range(2):  # second-order samplers call twice per step
+            for _ in range(2):  # second-order samplers call twice in a step
                 assert torch.equal(tree(x, context), dense) == (i not in active)
     assert patch.report.steps == {i / 5 for i in range(5)}
     assert patch.report.active_steps == {i / 5 for i in active}
@@ -728,9 +728,9 @@ def test_the_position_is_asked_for_at_every_call(sd1):
         return 0.5
 
     with patched(sd1, progress=progress, max_depth=1):
-        assert not asked  # not before the U-Net runs
+        assert not asked  # nothing is asked before the U-Net runs
         call(sd1, (8, 8))
-        assert len(asked) == 5  # spatial transformers at depth 1
+        assert len(asked) == 5  # once for each spatial transformer at depth 1
         call(sd1, (8, 8))
         assert len(asked) == 10
     call(sd1, (8, 8))
@@ -813,7 +813,7 @@ def test_an_exception_inside_the_unet(sd1, part, place):
 
 
 def test_an_exception_that_the_host_survives(sd1):
-    """Out of memory, then a smaller batch within the same pass: the patch is not confused."""
+    """The patch works on when the host runs out of memory and goes on with a smaller batch in the same pass."""
     fail = True
 
     def stop(module, args):
@@ -835,13 +835,13 @@ def test_an_exception_that_the_host_survives(sd1):
 
 @torch.no_grad()
 def test_after_an_exception_the_same_tensor_with_new_content():
-    """A tensor that is written anew is not taken for what it was when the keys were being made."""
+    """A tensor with new content is not mistaken for the old one, whose keys were being made."""
     tree = Tree()
     (attn,) = attentions(tree).values()
     tokens = torch.randn(1, 48, 64)
     new = torch.randn(1, 48, 64)
     with patched(tree, factor=2):
-        tree(*tree_inputs((6, 8)))  # tells the grid
+        tree(*tree_inputs((6, 8)))  # the patch learns the grid
         expected = attn(new.clone())
         attn.to_k(tokens)  # and then something fails before to_v
         tokens.copy_(new)
@@ -850,7 +850,7 @@ def test_after_an_exception_the_same_tensor_with_new_content():
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["before", "during", "patch"])), ids="-".join)
 def test_foreign_hooks_are_removed_in_any_order(sd1, order):
-    """Other extensions' hooks come before and during the patch, go in any order, and always run."""
+    """Other extensions set hooks before and during the patch, and remove them in any order. Their hooks always run."""
     ran = []
     modules = [
         sd1.input_blocks[1][1],
@@ -889,7 +889,7 @@ def test_foreign_hooks_are_removed_in_any_order(sd1, order):
 
 @pytest.mark.parametrize("first_out", ["inner", "outer"])
 def test_two_patches_at_once(sd1, first_out):
-    """Whoever comes second finds tokens that are no grid any more, and leaves them alone."""
+    """The second patch finds tokens that are no grid any more, and leaves them alone."""
     clean, dense = state(sd1), call(sd1)
     outer, inner = patched(sd1, factor=2), patched(sd1, factor=4, max_depth=2)
     outer.__enter__()
@@ -946,14 +946,14 @@ def test_moving_to_a_model_without_self_attention(sd1):
 
 
 def test_settings_may_come_as_they_are(sdxl):
-    """`enabled` and `passes` are the caller's to obey."""
+    """The patch ignores `enabled` and `passes`: these are the caller's business."""
     dense = call(sdxl)
     with Patch(sdxl, Settings(enabled=False, factor=2, passes="hires"), lambda: Step(0, 0.0)):
         assert not torch.equal(call(sdxl), dense)
 
 
 def test_the_patch_keeps_no_tokens(sd1):
-    """What a call made is freed with it: memory is what this is about."""
+    """Tensors of a call are freed with it, because the patch is there to save memory."""
     seen = []
     module = sd1.input_blocks[1][1].transformer_blocks[0].attn1.to_k
     with patched(sd1):
@@ -965,7 +965,7 @@ def test_the_patch_keeps_no_tokens(sd1):
 
 
 def test_sdxl_blocks_are_all_downsampled():
-    """Every block of a deeper transformer, not the first one alone."""
+    """Every block of a deeper transformer is downsampled, not only the first one."""
     unet = make_unet(**{**SDXL, "transformer_depth": 3, "context_dim": [CONTEXT_DIM] * 3})
     with patched(unet) as patch:
         call(unet)

@@ -1,4 +1,4 @@
-"""The plan foretells what really runs."""
+"""The plan agrees with the attentions that really run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_plan_is_what_runs(unet, size, chosen):
 
 
 def attention_operations(unet, size) -> int:
-    """Floating point operations of all batched matrix products, which are those of the attentions, as torch counts."""
+    """Floating point operations of all batched matrix products, as torch counts. Only attentions have such products."""
     with FlopCounterMode(display=False) as counter:
         call(unet, size)
     return counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
@@ -63,7 +63,7 @@ def test_the_work_saved_is_what_torch_counts(unet):
 
 
 def test_the_work_by_hand(sd1):
-    """SD1-like at 512 px: 5 layers of 32 channels see 64 x 64 tokens, and 32 x 32 keys with factor 2."""
+    """Like SD1 at 512 px: 5 layers of 32 channels see 64 x 64 tokens, and 32 x 32 keys with factor 2."""
     top = plan(sd1, (64, 64), Settings(factor=2))[0]
     assert top == DepthPlan(
         depth=1,
@@ -79,11 +79,11 @@ def test_the_work_by_hand(sd1):
 @pytest.mark.parametrize(
     ("layout", "size", "chosen", "grids", "kept"),
     [
-        # 1024 px, the authors' factor 2
+        # 1024 px, the paper's factor 2
         ("sd1", (128, 128), {"factor": 2, "max_depth": 1}, [128, 64, 32, 16], [64, 64, 32, 16]),
         # 2048 px, factor 4 and 2 below
         ("sd1", (256, 256), {"factor": 4, "max_depth": 2}, [256, 128, 64, 32], [64, 64, 64, 32]),
-        ("sd2", (160, 160), {"max_depth": 4}, [160, 80, 40, 20], [40, 40, 40, 20]),  # 4, then 2: by the size
+        ("sd2", (160, 160), {"max_depth": 4}, [160, 80, 40, 20], [40, 40, 40, 20]),  # factors 4 and 2, chosen by size
         ("sdxl", (256, 256), {"factor": 4}, [128, 64], [32, 32]),
         ("sdxl", (128, 128), {}, [64, 32], [64, 32]),
     ],
@@ -113,7 +113,7 @@ def test_an_encoder_alone(sd1):
 
 
 def test_the_plan_runs_nothing(sd1):
-    """The grids of a 16-megapixel picture are foretold at once, from the modules alone."""
+    """The grids of a 16-megapixel image are planned at once, from the modules alone."""
     with counted(sd1) as calls:
         assert plan(sd1, (512, 512), Settings(factor=8))[0].kept == (64, 64)
     assert not calls

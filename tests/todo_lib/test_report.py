@@ -1,4 +1,4 @@
-"""What people are told."""
+"""The report: the words that users read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_step_of_several_calls_counts_once(sd1):
 
 
 def test_steps_that_were_planned(sd1):
-    """A sampling may end before all of them."""
+    """A sampling may end before all planned steps are made."""
     with patched(sd1, start=0.5, progress=lambda: position) as patch:
         patch.report.planned_steps = 12
         position = 0.25
@@ -122,7 +122,7 @@ def test_layers_left_to_another_patch(sd1):
             "depth 1: 16x16 tokens, keys from 8x8 (3 layers), 4 of 4 steps, "
             "2 layers left to another patch that tiles or merges their tokens"
         )
-        # Outside the steps in range nothing is left to anybody.
+        # Outside the steps in range no layer is left to another patch.
         assert str(run(sd1, end=0)) == "nothing downsampled, no sampling step is between start and end"
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""The nine settings: what they may be, and their way through API arguments and infotext."""
+"""The nine settings: their allowed values, and their way through API arguments and infotext."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_bad_values_by_position_and_by_name(name, value):
 
 @pytest.mark.parametrize("value", BAD["enabled"], ids=repr)
 def test_a_switch_that_is_no_boolean(value):
-    """In the first place it may be another extension's; in a dictionary it cannot."""
+    """In the first place of a list it may belong to another extension. In a dictionary it cannot."""
     if not isinstance(value, dict):
         assert settings_from([value, "anything", 99]) == Settings()
     with pytest.raises(SettingsError, match="enabled"):
@@ -156,7 +156,7 @@ def test_one_dictionary():
 
 
 def test_one_dictionary_before_the_hosts_defaults():
-    """The WebUI fills up short argument lists with the controls' values."""
+    """The WebUI fills up short argument lists with the controls' values, so these may follow a dictionary."""
     settings = settings_from([{"enabled": True, "factor": 3, "end": 0.8}, *DEFAULTS[1:]])
     assert settings == Settings(enabled=True, factor=3, end=0.8)
 
@@ -212,7 +212,7 @@ def test_labels_of_the_contract():
 # ---- factors and steps
 
 
-GRID = (64, 64)  # the size does not matter to a factor that is given
+GRID = (64, 64)  # a given factor does not depend on the size
 
 
 def factors_at(settings, grid=GRID):
@@ -227,7 +227,7 @@ def test_factor_at_a_depth():
 @pytest.mark.parametrize(
     ("factor", "factors"),
     [
-        (2, [2, 1, 1, 1]),  # the paper's at 1024
+        (2, [2, 1, 1, 1]),  # the paper's factor at 1024
         (3, [3, 1.5, 1, 1]),  # 1536
         (4, [4, 2, 1, 1]),  # 2048
         (8, [8, 4, 2, 1]),
@@ -245,7 +245,7 @@ def test_deeper_factor_0_is_half_of_the_one_above(factor, factors):
 @pytest.mark.parametrize(
     ("grid", "factor"),
     [
-        ((64, 64), 1),  # up to here all is dense
+        ((64, 64), 1),  # the largest grid that stays dense
         ((1, 1), 1),
         ((128, 32), 1),
         ((32, 128), 1),
@@ -275,7 +275,7 @@ def test_factor_for_grows_with_the_grid():
     assert factors == sorted(factors)
     assert factors[0] == 1 and factors[1] > 1 and factors[-1] == 8
     assert factor_for((5 * KEPT // 2, 5 * KEPT // 2)) == 2.5
-    assert factor_for((9 * KEPT // 4, 9 * KEPT // 4)) == 2.5  # 2.25 lies between: upwards
+    assert factor_for((9 * KEPT // 4, 9 * KEPT // 4)) == 2.5  # 2.25 lies halfway between two factors: it is rounded up
 
 
 def test_factor_0_looks_at_each_grid():
@@ -298,7 +298,7 @@ def test_hires_pass():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 20, 30, 50, 150])
 def test_steps_in_range_at_exact_boundaries(n):
-    """A fraction i / n that is typed with as many digits as a number has begins and ends exactly at step i."""
+    """A range limit i / n, typed with all digits of a float, lies exactly at step i."""
     for first in range(n + 1):
         for last in range(first, n + 1, max(1, n // 7)):
             settings = Settings(enabled=True, start=first / n, end=last / n)
@@ -372,7 +372,7 @@ def test_infotext_says_what_differs():
 def test_infotext_keys():
     keys = ["downsample factor", "depths", "start", "end", "deeper factor", "passes", "hires factor", "moving grid"]
     assert {f"ToDo {key}" for key in [*keys, "version"]} == KEYS
-    # These are sd-webui-token-downsampling's. Its settings are switched by a text that has them.
+    # These keys are sd-webui-token-downsampling's. A text that has them changes that extension's settings.
     assert KEYS.isdisjoint(["ToDo factor", "ToDo factor2", "ToDo disable after", "ToDo max depth"])
 
 
@@ -396,7 +396,7 @@ def test_a_text_without_our_keys_switches_off():
         ({"ToDo factor": "3.0", "ToDo factor2": "2"}, {"factor": 3, "deeper_factor": 2, "max_depth": 2}),
         ({"ToDo factor": "4", "ToDo factor2": "1.5"}, {"factor": 4, "deeper_factor": 1.5, "max_depth": 2}),
         ({"ToDo factor": "1", "ToDo factor2": "2"}, {"factor": 1, "deeper_factor": 2, "max_depth": 2}),
-        # its older versions: one factor at all depths
+        # that extension's older versions: one factor at all depths
         ({"ToDo factor": "3", "ToDo max depth": "1"}, {"factor": 3, "max_depth": 1}),
         ({"ToDo factor": "3", "ToDo max depth": "2"}, {"factor": 3, "max_depth": 2, "deeper_factor": 3}),
         ({"ToDo factor": "2", "ToDo disable after": "0.6"}, {"factor": 2, "max_depth": 1, "end": 0.6}),

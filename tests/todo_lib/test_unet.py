@@ -1,4 +1,4 @@
-"""Where the self-attentions of a U-Net are, and at which depth."""
+"""The places and depths of a U-Net's self-attentions."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_encoder_alone(unet):
 
 def test_one_resblock_per_level_and_other_attention_places():
     unet = make_unet(**{**SD1, "num_res_blocks": [1, 2, 1, 1], "attention_resolutions": [2, 8]})
-    # Attention at 1/2 and 1/8 alone: these are depths 1 and 2. The middle is at 1/8 too.
+    # Only 1/2 and 1/8 have attention: these are depths 1 and 2. The middle is at 1/8 too.
     assert layers(unet) == {1: 5, 2: 1 + 2 + 1}
     assert {t.depth: t.halvings for t in spatial_transformers(unet)} == {1: 1, 2: 3}
 
@@ -128,7 +128,7 @@ def test_a_unet_with_another_kind_of_attention():
 
 
 def test_temporal_attention_is_left_out(sd1):
-    """Motion modules stand beside the spatial transformers; their blocks attend over frames, not over a grid."""
+    """Motion modules lie beside the spatial transformers. Their blocks attend over frames, not over a grid."""
 
     class TemporalBlock(nn.Module):
         def __init__(self):
@@ -146,5 +146,5 @@ def test_temporal_attention_is_left_out(sd1):
 
 def test_looking_changes_nothing(unet):
     before = torch.get_rng_state()
-    spatial_transformers(unet)  # the fixture nothing_left sees to the rest
+    spatial_transformers(unet)  # the fixture nothing_left checks the rest
     assert torch.equal(torch.get_rng_state(), before)

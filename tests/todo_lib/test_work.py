@@ -26,7 +26,7 @@ def test_the_work_is_what_torch_counts(unet, size):
 
 @pytest.mark.parametrize("moving", [False, True])
 def test_the_share_that_remains_is_what_torch_counts(unet, moving):
-    """The moving grid leaves the projections whole; the paper's shrinks them, which the plan does not count."""
+    """The moving grid leaves the projections whole. The paper's grid shrinks them, which the plan does not count."""
     size, chosen = (24, 24), {"factor": 3, "max_depth": 4, "deeper_factor": 1.5, "moving": moving}
     depths = plan(unet, size, Settings(**chosen))
     remains = unet_work(unet, size, 7) - sum(d.dense_work - d.work for d in depths)

@@ -1,4 +1,4 @@
-"""Real `ldm` U-Nets with few channels and random weights, and what the tests need to run and watch them."""
+"""Real `ldm` U-Nets with few channels and random weights, and the tools with which tests run and watch them."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def make_unet(seed: int = 0, **layout) -> UNetModel:
 
 @torch.no_grad()
 def draw(module: nn.Module) -> nn.Module:
-    """Make an untrained module's attention count.
+    """Draw random weights with which attention has a visible effect.
 
-    Layers that start at zero would hide everything before them, and plain random keys and queries make attention
-    average over all tokens, so that dropping most of them would hardly show.
+    Layers that start at zero would hide everything before them. Plain random keys and queries make attention average
+    over all tokens, so that dropping most of them would hardly show.
     """
     for name, weight in module.named_parameters():
         if weight.ndim > 1 and not weight.any():
@@ -63,7 +63,7 @@ def draw(module: nn.Module) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """The encoder and middle of a U-Net, as ControlNets have them. Returns what each block puts out."""
+    """The encoder and middle of a U-Net, as ControlNets have them. Returns the output of each block."""
 
     def __init__(self, unet: UNetModel):
         super().__init__()
@@ -106,7 +106,7 @@ def attentions(unet: nn.Module, kind: str = "attn1") -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def at_any_size() -> Iterator[None]:
-    """Let the U-Net run at odd sizes, as the WebUI does: it fits the decoder's grids to the skip connections' ones."""
+    """Let the U-Net run at odd sizes as in the WebUI: fit the decoder's grids to those of the skip connections."""
 
     def cat(tensors, dim):
         tensors = [F.interpolate(tensor, tensors[-1].shape[-2:]) for tensor in tensors]
@@ -123,16 +123,16 @@ def at_any_size() -> Iterator[None]:
 def patched(
     unet: nn.Module, *, progress: Callable[[], float] = lambda: 0.0, index: Callable[[], int] = lambda: 0, **settings
 ) -> Patch:
-    """A patch with the paper's grid, factor 2 at depth 1 alone, where nothing else is said."""
+    """A patch with the paper's grid and factor 2 at depth 1 alone, unless the settings say otherwise."""
     chosen = {"factor": 2, "max_depth": 1, "deeper_factor": 2, "moving": False, **settings}
     return Patch(unet, Settings(enabled=True, **chosen), lambda: Step(index(), progress()))
 
 
-# ---- the reference: what is computed, written down a second time
+# ---- the reference: the same computation, written a second time
 
 
 def grid_at(size: tuple[int, int], halvings: int) -> tuple[int, int]:
-    """The token grid of a latent of (H, W) after some halvings; the convolutions that halve round up."""
+    """The token grid of a latent of (H, W) after so many halvings. The convolutions that halve it round up."""
     height, width = (math.ceil(side / 2**halvings) for side in size)
     return height, width
 
@@ -169,7 +169,7 @@ def reference(unet: nn.Module, size: tuple[int, int], factors: dict[int, float])
 
 @contextlib.contextmanager
 def counted(unet: nn.Module) -> Iterator[dict[str, list[tuple[int, int, int]]]]:
-    """Path of each attention -> (queries, keys, values) of each of its calls, counted behind the projections."""
+    """Yields path -> (queries, keys, values) of each call of each attention, counted behind the projections."""
     calls: dict[str, list] = {}
     handles = []
 
@@ -195,7 +195,7 @@ def counted(unet: nn.Module) -> Iterator[dict[str, list[tuple[int, int, int]]]]:
 
 
 def state(unet: nn.Module) -> dict:
-    """All that hooks and overrides could change about a module tree, in a form that compares."""
+    """Everything in a module tree that hooks and overrides could change, in a form that can be compared."""
     return {
         name: (
             type(module),

@@ -1,4 +1,4 @@
-"""A headless Chromium that sees nothing but the WebUI on this machine."""
+"""A headless Chromium that reaches nothing but the WebUI on this machine."""
 
 import contextlib
 import os
@@ -46,10 +46,10 @@ def chromium():
 
 @contextlib.contextmanager
 def open_webui(browser, url, folder=None, timeout=120):
-    """A page (playwright's Page) with the WebUI loaded. What leaves the machine (fonts, scripts) is refused.
+    """A page (playwright's Page) with the WebUI loaded. Requests to other machines (fonts, scripts) are refused.
 
-    Errors of the page's own scripts are gathered in page.errors. A screenshot of a page left by an exception is saved
-    in `folder`.
+    Errors of the page's own scripts are gathered in page.errors. If an exception leaves the page, a screenshot is
+    saved in `folder`.
     """
     host = urlsplit(url).netloc
     context = browser.new_context(viewport={"width": 1400, "height": 1400}, locale="en-US")

@@ -1,4 +1,4 @@
-"""Talk to a WebUI over HTTP: generate, set options, and ask the probe extension what happened in there."""
+"""Talk to a WebUI over HTTP: generate, set options, and ask the probe extension for its record."""
 
 import base64
 import contextlib
@@ -55,11 +55,11 @@ class Client:
     # ---- generation
 
     def txt2img(self, todo=None, model="tiny", **request):
-        """Generate. `todo` is what goes to alwayson_scripts.ToDo.args: a list, or a dictionary in place of one."""
+        """Generate. `todo` goes to alwayson_scripts.ToDo.args: a list, or a dictionary in place of one."""
         return self._generate("txt2img", todo, model, request)
 
     def img2img(self, image, mask=None, todo=None, model="tiny", **request):
-        """The same from an image (array or PIL image) and, for inpainting, a mask of which white is repainted."""
+        """Generate from an image (array or PIL image). For inpainting, the white part of the mask is repainted."""
         request["init_images"] = [encode(image)]
         if mask is not None:
             request["mask"] = encode(mask)
@@ -76,13 +76,13 @@ class Client:
             scripts["ToDo"] = {"args": [todo] if isinstance(todo, dict) else list(todo)}
         settings = dict(request.pop("override_settings", {}))
         if model is not None:
-            # In each request, so that no test depends on what another one has loaded.
+            # Each request names the model, so that no test depends on the model that another one has loaded.
             settings["sd_model_checkpoint"] = model
         body = {**REQUEST, **request, "alwayson_scripts": scripts, "override_settings": settings}
         return Result(self.post(f"/sdapi/v1/{kind}", body))
 
     def plot(self, *axes):
-        """What asks for an X/Y/Z plot with these (axis label, values) pairs, values as text."""
+        """The fields of a request for an X/Y/Z plot with these (axis label, values) pairs, values as text."""
         places = [label for label in self.get("/probe/xyz_axes") if label is not None]
         args = []
         for label, values in (*axes, *[("Nothing", "")] * (3 - len(axes))):
@@ -97,7 +97,7 @@ class Client:
 
     @contextlib.contextmanager
     def options(self, **values):
-        """Have these WebUI options for a while."""
+        """Set these WebUI options for the length of a `with`."""
         before = self.get("/probe/options", names=",".join(values)) if values else {}
         self.post("/sdapi/v1/options", values)
         try:
@@ -109,7 +109,7 @@ class Client:
 
     @contextlib.contextmanager
     def recording(self, indices=False, fingerprints=False, controls=False):
-        """Record what runs meanwhile: yields a Record that is filled at the end, after an exception too.
+        """Record what runs meanwhile. Yields a Record, which is filled at the end, also after an exception.
 
         `indices`: also find from which token each key and value was made.
         `fingerprints`: also take `leftovers` before the hires pass and after the sampling of each batch.
@@ -123,15 +123,16 @@ class Client:
             record.fill(self.get("/probe/record"))
 
     def leftovers(self):
-        """All that a patch could have left on models and classes: text by place, to be compared with `changes`."""
+        """All possible leftovers of a patch on models and classes: place -> text, to be compared with `changes`."""
         return self.get("/probe/leftovers")
 
     @contextlib.contextmanager
     def fault(self, call, pass_name="first", action="raise", inside=False):
         """Let U-Net call number `call` (from 0) of the next generation's pass raise, or interrupt or skip it.
 
-        `inside`: in the middle of the U-Net's first self-attention, not at the start of the U-Net. Yields an object
-        whose `fired` is set at the end. A fault that has not fired when a generation ends is forgotten.
+        `inside`: in the middle of the U-Net's first self-attention, not at the start of the U-Net.
+        Yields an object whose `fired` is set at the end. A fault that has not fired by the end of a generation is
+        forgotten.
         """
         self.post("/probe/fault", {"call": call, "pass": pass_name, "action": action, "inside": inside})
         state = SimpleNamespace(fired=None)
@@ -143,12 +144,12 @@ class Client:
 
 
 class Result:
-    """What a generation returned: `images` (RGB arrays), `info` (the API's) and `infotext` (of the first image)."""
+    """The result of a generation: `images` (RGB arrays), `info` (the API's) and `infotext` (of the first image)."""
 
     def __init__(self, answer):
         self.images = [decode(image) for image in answer["images"]]
         self.info = json.loads(answer["info"])
-        self.infotext = next(iter(self.info["infotexts"]), "")  # an interrupted script may make no image
+        self.infotext = next(iter(self.info["infotexts"]), "")  # empty if an interrupted script has made no image
         self.parameters = answer["parameters"]
 
     @property
@@ -170,19 +171,19 @@ class Attention:
     steps: int  # CFGDenoiser.steps
     sampling_step: int  # state.sampling_step at the time
     sigma: float
-    todo: bool  # whether ToDo's script is among those of this generation: not in all that others nest into one
+    todo: bool  # whether ToDo's script is in this generation: nested ones may lack it
     layer: str
     depth: int  # by the grids that this U-Net call had
     grid: tuple  # (H, W)
     batch: int
     heads: int
-    queries: int  # tokens that the self-attention got from to_q, to_k, to_v, all hooks included
+    queries: int  # tokens that the self-attention got from to_q, to_k, to_v, behind all hooks
     keys: int
     values: int
     sampling: int = 1  # which sampling of the record, counted from 1
     loop: dict = None  # where the sampler is in its loop over the steps: "function" and "number"
-    # The different source tokens among the batch entries, a single one if all is well. Each is a tuple of heads, a
-    # single one if they are all alike, and each head a tuple of places among the tokens handed to to_k or to_v.
+    # The different sets of source tokens among the batch entries: a single one if all is well. Each set is a tuple of
+    # heads, with a single entry if all are alike. Each head is a tuple of places among the tokens given to to_k, to_v.
     key_rows: tuple = None
     value_rows: tuple = None
 
@@ -226,7 +227,7 @@ class Record:
         return [a for a in self.attentions if all(getattr(a, name) == value for name, value in wanted.items())]
 
 
-# ---- the keys that the contract wants: written apart from the extension's own code
+# ---- the keys that the contract wants: written independently of the extension's code
 
 
 def kept_grid(grid, factor):
@@ -235,7 +236,7 @@ def kept_grid(grid, factor):
 
 
 def kept_lines(size, kept, p):
-    """The source rows (or columns) of the kept ones: floor((i + p) * H / h)."""
+    """The source rows (or columns) of the kept rows (or columns): floor((i + p) * H / h)."""
     return [math.floor((i + p) * size / kept) for i in range(kept)]
 
 
@@ -247,7 +248,7 @@ def kept_rows(grid, factor, p=(Fraction(1, 2), Fraction(1, 2))):
 
 @functools.cache
 def moving_rows(grid, factor):
-    """Source tokens -> the offsets at which a moving grid takes just these: several where the grid is small."""
+    """Source tokens -> the offsets at which a moving grid takes exactly these. A small grid may have several."""
     m = math.ceil(factor)
     places = [Fraction(2 * j + 1, 2 * m) for j in range(m)]
     found = {}
@@ -257,9 +258,9 @@ def moving_rows(grid, factor):
 
 
 def offsets_of(attention, factor, grids=1):
-    """For each head the offsets at which its keys and values can lie, or None where they lie at no place of the m * m.
+    """For each head, the possible offsets of its keys and values. None if they match none of the m * m offsets.
 
-    grids: how many whole grids the keys are made from, each of which has to be downsampled alike.
+    grids: the number of whole grids that the keys are made from. All have to be downsampled alike.
     """
     wanted, size = moving_rows(attention.grid, factor), attention.grid[0] * attention.grid[1]
     if attention.key_rows != attention.value_rows or len(attention.key_rows) != 1:
@@ -274,10 +275,10 @@ def offsets_of(attention, factor, grids=1):
 
 
 class Offsets(dict):
-    """(sampling, step) -> (places m, heads) -> of each head, the offsets that all self-attentions have in common."""
+    """(sampling, step) -> (places m, heads) -> for each head, the offsets that all self-attentions have in common."""
 
     def add(self, attention, factor, step, grids=1):
-        """Take one self-attention in. Returns what is wrong with it, or nothing."""
+        """Add one self-attention. Returns a text that says what is wrong with it, or None."""
         found = offsets_of(attention, factor, grids)
         if found is None:
             return "keys from the wrong places"
@@ -290,7 +291,7 @@ class Offsets(dict):
         return None
 
     def of_sampling(self, sampling, places):
-        """The offsets of each step of a sampling: a tuple of heads, where each is known for certain."""
+        """The offsets of each step of a sampling, as a tuple of heads. Each has to be known for certain."""
         found = {}
         for (number, step), kinds in self.items():
             for (m, _), heads in kinds.items():
@@ -303,8 +304,8 @@ class Offsets(dict):
 def assert_keys(record, factor_of, moving=True, step_of=lambda attention: attention.step):
     """Every recorded self-attention has the keys that the contract wants for factor_of(attention), 1 meaning all.
 
-    step_of: the sampling step of a self-attention. Within one, a moving grid stays where it is.
-    Returns the Offsets of a moving grid. The order in which they come is not judged here.
+    step_of: the sampling step of a self-attention. A moving grid stays in place within a step.
+    Returns the Offsets of a moving grid. Their order is not judged here.
     """
     assert record.attentions
     offsets = Offsets()
@@ -323,7 +324,7 @@ def assert_keys(record, factor_of, moving=True, step_of=lambda attention: attent
 
 
 def changes(before, after):
-    """What differs between two `leftovers`, as lines of text; empty if nothing does."""
+    """The differences between two `leftovers`, as lines of text. Empty if there are none."""
     places = sorted(before.keys() | after.keys())
     return [f"{p}: {before.get(p)} -> {after.get(p)}" for p in places if before.get(p) != after.get(p)]
 

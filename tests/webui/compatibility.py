@@ -1,8 +1,11 @@
-"""One cell of the compatibility table: what ToDo and something else make of one generation, judged by what was seen.
+"""One cell of the compatibility table: a generation with ToDo and a neighbour, judged by what was seen.
 
-A cell is judged by the queries, keys and values behind the projections of every self-attention, by the pictures, by
-what is left on models and classes, and by the words under the picture. A status of 200 proves nothing: the host
-swallows what scripts raise.
+A cell is judged by:
+- the queries, keys and values behind the projections of every self-attention,
+- the images,
+- what is left on models and classes,
+- the words under the image.
+A status of 200 proves nothing: the host swallows the errors of scripts.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ TODO = {"enabled": True, "factor": 2, "max_depth": 4, "deeper_factor": 2}
 REQUEST = {"width": 256, "height": 128, "steps": 4}
 LEFT = " left to another patch"
 
-# Depth of the spatial transformers by the block they are in, for the two topologies of U-Net.
+# The depth of each spatial transformer by its block, for the two topologies of U-Net.
 SD1_DEPTHS = {
     **{f"input_blocks.{i}": depth for i, depth in {1: 1, 2: 1, 4: 2, 5: 2, 7: 3, 8: 3}.items()},
     "middle_block": 4,
@@ -41,14 +44,20 @@ class Red(AssertionError):
 class Neighbour:
     """Something else that runs in the same generation.
 
-    name, kind: for the table. request: what it adds to a request, or a function of the run that returns it. options:
-    WebUI options while it runs. around: options that are no part of it, and also hold where ToDo runs alone. method:
-    txt2img or img2img. repository: the folder of the extension, None for what the host has. grids: how many whole grids
-    the context of a self-attention may be made of. models: those it works with. changes_picture: whether its own effect
-    shows in the image beside ToDo's. may_leave: whether some self-attentions may be left to it. ready: a function of
-    the run that says why it cannot run there, or nothing. repeats: whether it makes the same picture again.
-    checkpoints: those that must have run, where there is more than one. shows_todo:
-    whether ToDo's effect shows in the picture beside its own.
+    name, kind: words for the table.
+    request: its additions to a request, or a function of the run that returns them.
+    options: WebUI options while it runs.
+    around: options that are no part of it, and that also hold where ToDo runs alone.
+    method: txt2img or img2img.
+    repository: the folder of the extension, or None for a part of the host.
+    grids: how many whole grids the context of a self-attention may be made of.
+    models: the models that it works with.
+    changes_picture: whether its own effect shows in the image beside ToDo's.
+    may_leave: whether some self-attentions may be left to it.
+    ready: a function of the run that says why it cannot run there, or returns nothing.
+    repeats: whether it makes the same image again.
+    checkpoints: the checkpoints that must have run, if there is more than one.
+    shows_todo: whether ToDo's effect shows in the image beside its own.
     """
 
     name: str
@@ -70,9 +79,9 @@ class Neighbour:
 
 @dataclasses.dataclass
 class Cell:
-    """A judged cell, as it goes into the machine-readable result."""
+    """A judged cell, as it is saved in the machine-readable result."""
 
-    table: str  # which table of the page it stands in: models, optimizations, samplers or neighbours
+    table: str  # its table on the page: models, optimizations, samplers or neighbours
     host: str
     model: str
     optimization: str = "sdp"
@@ -80,13 +89,13 @@ class Cell:
     neighbour: str = "none"
     kind: str = ""
     outcome: str = "red"  # ok, left, not run or red
-    words: str = ""  # the comment under the picture, or why it was not run, or what was wrong
-    seen: dict = dataclasses.field(default_factory=dict)  # what self-attentions saw -> how many calls
+    words: str = ""  # the comment under the image, or why it was not run, or what was wrong
+    seen: dict = dataclasses.field(default_factory=dict)  # verdict on a self-attention -> how many calls
 
 
 @dataclasses.dataclass
 class Run:
-    """What neighbours may need to make a request: the client, the model, a picture drawn with it, and the host."""
+    """The things that neighbours need for a request: the client, the model, an image drawn with it, and the host."""
 
     client: object
     model: str
@@ -104,11 +113,15 @@ def factor_of(attention, model):
 
 
 def judge(attention, model, grids=1, offsets=None):
-    """right (the keys that the contract wants), dense (all of them), own (tokens that are not the grid), or wrong.
+    """Judge one self-attention. Returns one word:
 
-    off where it has to be dense: in a nested generation which the host was told to make without ToDo.
+    right: it has the keys that the contract wants.
+    dense: it has all keys.
+    own: its tokens are not the grid.
+    off: it has to be dense, in a nested generation that the host was told to make without ToDo.
+    wrong: anything else.
 
-    offsets: the Offsets of the record so far, with which those of a moving grid have to agree.
+    offsets: the Offsets of the record so far. The offsets of a moving grid have to agree with them.
     """
     size = attention.grid[0] * attention.grid[1]
     factor = factor_of(attention, model)
@@ -118,8 +131,8 @@ def judge(attention, model, grids=1, offsets=None):
     if not attention.todo:
         return "off" if attention.keys == attention.queries == size else "wrong"
     if attention.queries != size and attention.keys in (attention.queries, size):
-        # Tiles or merged tokens; reForge's HyperTile cuts the queries alone into tiles. Forge's token merging merges
-        # queries alone: keys and values are as ever.
+        # Tiles or merged tokens. reForge's HyperTile cuts only the queries into tiles, and Forge's token merging merges
+        # only the queries: keys and values are as ever.
         return "own" if attention.keys == attention.queries else "dense"
     for n in range(1, grids + 1):
         if attention.keys == n * kept:
@@ -131,7 +144,7 @@ def judge(attention, model, grids=1, offsets=None):
 
 
 def generate(client, model, neighbour, request, todo, **more):
-    """A generation; `request` comes last, neighbours may want sizes and steps of their own."""
+    """Run a generation. `request` comes last, because neighbours may need their own sizes and steps."""
     body = {**REQUEST, **more, **request}
     if neighbour.method == "img2img":
         image = body.pop("image")
@@ -140,7 +153,7 @@ def generate(client, model, neighbour, request, todo, **more):
 
 
 def same(a, b, tolerance):
-    """Whether two lists of pictures are the same, to a mean difference per channel value."""
+    """Whether two lists of images are the same, up to a mean difference per channel value."""
     return len(a) == len(b) and all(
         x.shape == y.shape and np.abs(x.astype(int) - y).mean() <= tolerance for x, y in zip(a, b, strict=True)
     )
@@ -158,19 +171,19 @@ def check(server, cell, neighbour, model, **more):
     plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
     position = server.log_size()
     with client.options(**neighbour.around):
-        # Some extensions look at the model before the host has loaded that of their request.
+        # Some extensions look at the model before the host has loaded the one of their request.
         client.txt2img(None, model, width=64, height=64, steps=1)
         alone = alone_with_todo(client, model, neighbour, plain, **more)
         with client.options(**neighbour.options):
             without = generate(client, model, neighbour, request, None, **more).images
-            own = of_todo(client)  # a neighbour may be called much the same
+            own = of_todo(client)  # a neighbour may have a similar name
             with client.recording(indices=True, controls=True) as record:
                 with_todo = generate(client, model, neighbour, request, TODO, **more).images
             leftovers = [line for line in of_todo(client) if line not in own]
             again = generate(client, model, neighbour, request, None, **more).images
 
     comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
-    # The host draws noise for encoding a picture from no seed: next to nothing, but not always nothing after rounding.
+    # The host encodes an image with unseeded noise: next to nothing, but not always nothing after rounding.
     tolerance = 0.01 if neighbour.method == "img2img" else 0
     cell.words = comments[-1] if comments else ""
     offsets = Offsets()
@@ -199,7 +212,7 @@ def check(server, cell, neighbour, model, **more):
         raise Red("switched off, the picture is not the one before")
     if neighbour.shows_todo and cell.seen.get("right") and same(without, with_todo, tolerance):
         raise Red("ToDo changes nothing")
-    # Some add pictures of their own at the end.
+    # Some neighbours add images of their own at the end.
     if neighbour.changes_picture and same(alone, with_todo[: len(alone)], tolerance):
         raise Red("the neighbour changes nothing")
     cell.outcome = "left" if left else "ok"
@@ -217,7 +230,7 @@ def check_without_unet(client, cell, model, **request):
 
 
 def of_todo(client):
-    """All that is on models and classes and has ToDo's name in it, without the numbers of hooks and objects."""
+    """Everything on models and classes with ToDo's name in it, without the numbers of hooks and objects."""
     lines = [re.sub(r"\d+=|@[0-9a-f]+", "", f"{place}: {text}") for place, text in client.leftovers().items()]
     return [line for line in lines if "todo" in line.lower()]
 
@@ -232,7 +245,7 @@ _alone = {}
 
 
 def alone_with_todo(client, model, neighbour, plain, **more):
-    """The pictures of ToDo without the neighbour: the same in many cells."""
+    """The images of ToDo without the neighbour, which are the same in many cells."""
     request = sorted({**more, **plain}.items())
     key = repr((client.url, model, neighbour.method, request, sorted(neighbour.around.items())))
     if key not in _alone:
@@ -244,7 +257,7 @@ _images = {}
 
 
 def image_of(client, model):
-    """A picture of that model to start from, the same in all cells."""
+    """An image of that model to start from, the same in all cells."""
     if (client.url, model) not in _images:
         with client.options(**FULL_VAE):
             _images[client.url, model] = client.txt2img(model=model, **REQUEST).images[0]

@@ -27,7 +27,7 @@ def pytest_addoption(parser):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """What takes long, and needs much that is seldom there, is made only when asked for."""
+    """Leave out tests that take long and need rarely installed things, unless asked for."""
     for option in ("compatibility", "soak"):
         if collection_path.name == f"test_{option}.py" and not config.getoption(option, None):
             return True
@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def cached(config, name):
-    """A folder that is kept from one test run to the next."""
+    """Returns a folder that is kept from one test run to the next."""
     cache = getattr(config, "cache", None)
     return cache.mkdir(name) if cache else Path(tempfile.gettempdir()) / f"sd-webui-todo-{name}"
 
@@ -66,7 +66,7 @@ def checkpoints(request):
 
 @pytest.fixture(scope="session")
 def fork_checkpoints(request):
-    """The folder of the checkpoints that Forge and its kin recognise."""
+    """The folder of the checkpoints that Forge and its kin can load."""
     return make_checkpoints(find_webui(), cached(request.config, "fork-checkpoints"), "--forks")
 
 
@@ -81,12 +81,12 @@ def webui(checkpoints, tmp_path_factory):
 
 @contextlib.contextmanager
 def running_among(others, checkpoints, data, table, *more):
-    """A running WebUI with these extensions of other people, name -> folder, with `client` and with more arguments."""
+    """A running WebUI with `client`, with these extensions of other people (name -> folder) and more arguments."""
     extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
     arguments = [f"--lora-dir={checkpoints / 'lora'}", *arguments_for(others), *more]
     if "sd-webui-controlnet" in others:
         arguments.append(f"--controlnet-dir={checkpoints / 'control'}")
-    # One extension raises in every generation of a WebUI that saves none; requests say that they don't want it.
+    # One extension fails in a WebUI that saves no images. So saving is on, and each request declines it.
     server = WebUI(A1111, data, checkpoints, extensions, arguments, {"samples_save": True})
     server.prepare()
     fit(data / "extensions")
@@ -100,7 +100,7 @@ def running_among(others, checkpoints, data, table, *more):
 
 @contextlib.contextmanager
 def running_fork(host, optimization, checkpoints, data, table):
-    """A running fork that computes attention this way, with `host`, `optimization` and `client`."""
+    """A running fork that computes attention this way. It has `host`, `optimization` and `client`."""
     if not host.is_there():
         pytest.skip(f"no {host.name}")
     arguments = [f"--{kind}-dir={checkpoints / folder}" for kind, folder in DIRS.items()]
@@ -123,13 +123,13 @@ def fork(request, fork_checkpoints, tmp_path_factory, table):
 
 @pytest.fixture(scope="module", params=["split", "quad"])
 def optimization(request):
-    """The forks' other ways to compute attention, as far as they run on a CPU."""
+    """Each of the forks' other ways to compute attention that run on a CPU."""
     return request.param
 
 
 @pytest.fixture(scope="module", params=FORKS, ids=lambda host: host.name)
 def otherwise(request, optimization, fork_checkpoints, tmp_path_factory, table):
-    """Each fork in turn with each of these."""
+    """Each fork in turn, with each of these optimizations."""
     data = tmp_path_factory.mktemp("otherwise") / "data"
     with running_fork(request.param, optimization, fork_checkpoints, data, table) as server:
         yield server
@@ -137,7 +137,7 @@ def otherwise(request, optimization, fork_checkpoints, tmp_path_factory, table):
 
 @pytest.fixture(scope="session")
 def crowd(checkpoints, tmp_path_factory, table):
-    """A running WebUI with all of other people's extensions that are there and get on with each other."""
+    """A running WebUI with all installed extensions of other people that work together."""
     others = {name: folder for name, folder in find_extensions().items() if name not in APART}
     with running_among(others, checkpoints, tmp_path_factory.mktemp("crowd") / "data", table) as server:
         yield server
@@ -145,7 +145,7 @@ def crowd(checkpoints, tmp_path_factory, table):
 
 @pytest.fixture(scope="session")
 def apart(checkpoints, tmp_path_factory, table):
-    """The same with those that do not."""
+    """A running WebUI with the extensions that do not work with the others."""
     others = {name: folder for name, folder in find_extensions().items() if name in APART}
     with running_among(others, checkpoints, tmp_path_factory.mktemp("apart") / "data", table) as server:
         yield server
@@ -161,7 +161,7 @@ def medvram(checkpoints, tmp_path_factory, table):
 
 @pytest.fixture(scope="session")
 def table(request):
-    """The compatibility table of this run; one of some tests only (-k) replaces their cells in that of another run."""
+    """The compatibility table of this run. A run of some tests only (-k) replaces their cells in an earlier table."""
     table = Table()
     yield table
     if request.config.getoption("compatibility", None):
@@ -172,7 +172,7 @@ def table(request):
 
 @pytest.fixture
 def client(webui, request):
-    """A client of the WebUI, with the probe at rest. What the WebUI prints meanwhile is shown if the test fails."""
+    """A client of the WebUI, with the probe at rest. If the test fails, the WebUI's output is shown."""
     client = Client(webui.url)
     client.post("/probe/reset")
     request.node.webui_log = webui, webui.log_size()

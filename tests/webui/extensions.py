@@ -1,7 +1,7 @@
-"""Other people's extensions in the compatibility table: how to ask for each, and how they fit the tiny models.
+"""Other people's extensions in the compatibility table: the request for each, and changes for the tiny models.
 
-They are looked for by the names of their repositories. What they are asked for is small, and enough for their effect
-to be seen in the picture.
+The tests find them by the names of their repositories. Each request is small, but large enough to show the
+extension's effect in the image.
 """
 
 import subprocess
@@ -24,15 +24,15 @@ NESTS = "nested generation"
 WRAPS = "wraps forwards for good"
 SAMPLES = "changes the sampling"
 
-# Those that run in a WebUI without the others: Incantations keeps this one's hooks from being removed, by replacing the
-# dictionaries that they are in.
+# Extensions that run in a WebUI without the others. Incantations replaces the dictionaries that hold LLuL's hooks, so
+# that LLuL cannot remove them.
 APART = ["sd-webui-llul"]
 
-# ---- how they fit the tiny models
+# ---- changes for the tiny models
 
 
 def fit(folder):
-    """Change what in these copies, in a WebUI's extensions/, is written for full-size models only."""
+    """Adapt these copies in a WebUI's extensions/ where they are written for full-size models only."""
     for (name, file), changes in WIDTHS.items():
         path = folder / name / file
         if path.exists():
@@ -63,8 +63,8 @@ def make_motion_module(extension):
 
 
 def arguments_for(folders):
-    """What the WebUI is started with because of these extensions."""
-    return ["--ad-no-huggingface"] if "adetailer" in folders else []  # downloads nothing
+    """The arguments with which a WebUI with these extensions is started."""
+    return ["--ad-no-huggingface"] if "adetailer" in folders else []  # keeps it from downloading
 
 
 # ---- requests
@@ -84,14 +84,14 @@ def tiled(method, tile, overlap, *more, **request):
 
 
 def inverted(run):
-    """Tiled Diffusion finds the noise of an image by a sampling of its own."""
+    """Tiled Diffusion first finds the noise of an image by its own sampling."""
     inversion = ["None", 1.0, True, 4, 1, 1, 64]
     return {"image": run.image, "denoising_strength": 0.6, **tiled("MultiDiffusion", (16, 12), 4, *inversion)}
 
 
 def ultimate_upscale(run):
     tiles = [None, 256, 128, 8, 16, 64, 0.35, 16]
-    args = [*tiles, 0, False, 0, False, 8, 0, 2, 0, 0, 2]  # the upscaler "None", in lines, twice the size
+    args = [*tiles, 0, False, 0, False, 8, 0, 2, 0, 0, 2]  # upscaler "None", tiles in lines, twice the size
     script = {"script_name": "Ultimate SD upscale", "script_args": args}
     return {"image": run.image, "denoising_strength": 0.6, **script}
 
@@ -118,7 +118,7 @@ def kohya(ends, scaler, down, up, smooth, early):
 
 
 def llul(layers, places):
-    # Large enough that no token is a copy of another one where this one doubles rows of the smallest grid.
+    # LLuL doubles rows of the smallest grid. At this size no token becomes a copy of another one.
     return asked("LLuL", True, 1, 0.5, True, layers, places, 1, 0, width=512, height=256, steps=2)
 
 
@@ -146,7 +146,7 @@ def without_faces(run):
 
 
 def detailed(**more):
-    """Faces are found in the picture that the outer generation starts from, for a random model draws none."""
+    """A detailer finds faces in the image that the outer generation starts from: a random model draws none."""
 
     def request(run):
         image = np.array(Image.open(find_webui() / FACES).convert("RGB"))
@@ -196,7 +196,7 @@ EXTENSIONS = [
     ),
     extension(MULTI, TILES, "MultiDiffusion, noise inversion", inverted, method="img2img"),
     extension("ultimate-upscale-for-automatic1111", NESTS, "Ultimate SD Upscale", ultimate_upscale, method="img2img"),
-    extension(  # its noise is from no seed
+    extension(  # its noise has no seed
         "img2img-hires-fix", NESTS, "img2img Hires Fix", upscaled, method="img2img", repeats=False
     ),
     extension(KOHYA, RESIZES, "Kohya Hires.fix", kohya((0.5, 0.9), "bicubic", 0.5, 2.0, False, False), models=BOTH),
@@ -267,7 +267,7 @@ EXTENSIONS = [
     extension(ANIMATEDIFF, FRAMES, "AnimateDiff", animated()),
     extension(ANIMATEDIFF, FRAMES, "AnimateDiff, long", animated(video_length=12)),
     extension(ANIMATEDIFF, FRAMES, "AnimateDiff, FreeInit", animated(freeinit_enable=True)),
-    extension(  # the picture is the input again with new faces, and these are made without ToDo
+    extension(  # the image is the input with new faces, which are made without ToDo
         "adetailer",
         NESTS,
         "ADetailer",
@@ -320,7 +320,7 @@ EXTENSIONS = [
         "sd-webui-token-downsampling",
         "downsamples tokens",
         "Token Downsampling",
-        options={"token_downsampling_factor": 3},  # with 2 it does the very same
+        options={"token_downsampling_factor": 3},  # with 2 it would do the same as ToDo
         may_leave=True,
         models=BOTH,
     ),

@@ -1,4 +1,4 @@
-"""What runs beside ToDo in Forge and its kin: what their hosts have, and the extensions that they bring along."""
+"""The neighbours of ToDo in Forge and its kin: parts of the hosts, and the extensions that come with them."""
 
 import numpy as np
 
@@ -31,14 +31,15 @@ def hires(**more):
 
 
 def extension(title, *args, **more):
-    """A request with these arguments of an extension's script, by its title or, for a fork, by another one."""
+    """A request with these arguments for an extension's script, which is named by its title."""
     return lambda run: {"alwayson_scripts": {title: {"args": list(args)}}, **more}
 
 
 def builtin(name, kind, arguments, **more):
     """An extension that comes with some of the forks.
 
-    arguments: host -> its script's title and arguments. broken: hosts where it may fail without ToDo as well.
+    arguments: host -> its script's title and arguments.
+    broken: hosts where it may fail without ToDo as well.
     """
 
     def request(run):
@@ -54,7 +55,7 @@ def builtin(name, kind, arguments, **more):
 
 
 def fails_alone(run, request):
-    """Why something cannot run there, if it cannot."""
+    """Returns the reason why a request cannot run there, or None if it can."""
     try:
         run.client.txt2img(model=run.model, **{**SMALL, **request})
     except RequestFailed as failure:
@@ -80,7 +81,7 @@ def soft_inpainting(run):
 
 
 def paints_softly(run):
-    """Forge's does nothing, at least with pictures as small and random as these."""
+    """Soft inpainting has an effect, except in Forge with images as small and random as these."""
     request = soft_inpainting(run)
     with run.client.options(**FULL_VAE):
         result = run.client.img2img(request.pop("image"), request.pop("mask"), model=run.model, **SMALL, **request)
@@ -106,7 +107,7 @@ HOST = [
     host("batch", {"batch_size": 2}, changes_picture=False),
     host("long prompt", {"prompt": "a cat, " * 40}, changes_picture=False),
     host("tiling", {"tiling": True}, ready=lambda run: NO_TILING if run.host.name == "Forge" else None),
-    # reForge takes it from the options alone, and at every other step
+    # reForge reads this value from the options alone, and applies it at every other step
     host("negative guidance minimum sigma", {"s_min_uncond": 14, "steps": 4}, options={"s_min_uncond": 14}),
     host("LoRA", {"prompt": "a cat <lora:lora-fork:1>"}),
     host("token merging", options={"token_merging_ratio": 0.5}),
@@ -151,7 +152,7 @@ BUILTIN = [
             "Forge": ("FreeU Integrated (SD 1.x, SD 2.x, SDXL)", True, 1.3, 1.4, 0.9, 0.2, 0, 1),
             "reForge": ("FreeU Integrated", True, 1.3, 1.4, 0.9, 0.2),
         },
-        changes_picture=False,  # it looks for levels of 640 and 1280 channels, which these models lack
+        changes_picture=False,  # it needs levels of 640 and 1280 channels, which these models lack
     ),
     builtin(
         "Kohya HRFix",
@@ -236,7 +237,7 @@ CONTROL = [
 
 NEIGHBOURS = [*HOST, *BUILTIN, *CONTROL]
 
-# Why a fork cannot load a model without a U-Net.
+# The reasons why a fork cannot load a model without a U-Net.
 NO_SD3 = {
     "reForge": "reForge's loader takes SD3 for a module without a model in it, and fails with every such checkpoint",
     "forge-classic": "forge-classic's loader knows models with a U-Net only",

@@ -1,4 +1,4 @@
-"""The WebUIs that tests run against: where each is found, how it is started, and what it is called by."""
+"""The WebUIs that tests run against: where each is found, and how it is started."""
 
 import os
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from pathlib import Path
 
 WINDOWS = os.name == "nt"
 
-# Where a setting differs from what a fresh WebUI has.
+# The settings that differ from those of a fresh WebUI.
 SETTINGS = {
     "auto_launch_browser": "Disable",
-    "live_previews_enable": False,  # they decode pictures beside the sampling
+    "live_previews_enable": False,  # previews decode images beside the sampling
     "samples_save": False,
     "grid_save": False,
 }
 COMMON = (
-    "--skip-prepare-environment",  # the folder is installed already: download nothing
+    "--skip-prepare-environment",  # the folder is already installed: download nothing
     "--api",
     "--no-download-sd-model",
 )
@@ -24,9 +24,11 @@ COMMON = (
 class Host:
     """A WebUI.
 
-    variable, folder: the environment variable that names where it is installed, and the usual place in the home folder.
-    model: its checkpoint for most tests. arguments: {root} in them is where it is installed. hires: what a request for
-    hires fix needs beside A1111's.
+    variable: the environment variable that names its folder.
+    folder: the usual place in the home folder.
+    model: its checkpoint for most tests.
+    arguments: of the command line. {root} in them stands for its folder.
+    hires: the fields that a request for hires fix needs beside A1111's.
     """
 
     name: str
@@ -77,11 +79,11 @@ FORK_ARGUMENTS = (
 FORK_SETTINGS = {
     **SETTINGS,
     "sd_model_checkpoint": "fork.safetensors",
-    # Their VAE is full-size and slow. This makes a pixel of each token of the latent picture; see also FULL_VAE.
+    # The forks' VAE is full-size and slow. This option makes one pixel of each latent pixel; see also FULL_VAE.
     "sd_vae_decode_method": "Approx cheap",
 }
 ODE = ("bosh3", "fehlberg2", "adaptive_heun", "dopri5", "custom")  # reForge's solvers of differential equations
-FULL_VAE = {"sd_vae_decode_method": "Full"}  # where the size of the picture matters
+FULL_VAE = {"sd_vae_decode_method": "Full"}  # for tests in which the size of the image matters
 
 
 def fork(name, variable, folder, *arguments, settings=None, **more):
@@ -94,16 +96,16 @@ FORKS = [
         "Forge",
         "FORGE_DIR",
         "stable-diffusion-webui-forge",
-        "--gradio-allowed-path={root}",  # its page's own files, where its data are elsewhere
-        hires={"hr_additional_modules": ["Use same choices"]},  # it fails without
+        "--gradio-allowed-path={root}",  # the page's own files, because the data are elsewhere
+        hires={"hr_additional_modules": ["Use same choices"]},  # a request without this fails
     ),
     fork(
         "reForge",
         "REFORGE_DIR",
         "stable-diffusion-webui-reForge",
         settings={
-            "sd_checkpoints_limit": 2,  # else it takes half a minute to change between two
-            **{f"ode_{solver}_{kind}tol": -1 for solver in ODE for kind in "ra"},  # else hundreds of U-Net calls
+            "sd_checkpoints_limit": 2,  # otherwise a change of checkpoints takes half a minute
+            **{f"ode_{solver}_{kind}tol": -1 for solver in ODE for kind in "ra"},  # otherwise hundreds of U-Net calls
         },
     ),
     fork("forge-classic", "FORGE_CLASSIC_DIR", "sd-webui-forge-classic"),

@@ -1,4 +1,4 @@
-"""Write a motion module with random weights for the AnimateDiff extension, in the sizes of its (changed) copy.
+"""Write a motion module with random weights for the AnimateDiff extension, in the sizes of its changed copy.
 
 Run it with the WebUI's python:  make_motion_module.py --webui WEBUI --extension FOLDER --out FILE
 """

@@ -1,4 +1,4 @@
-"""The neighbours of the compatibility table: what else runs in the same generation, and how to ask for it."""
+"""The neighbours of the compatibility table: all that runs in the same generation as ToDo, and the request for each."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def script(name, *args, **more):
 
 
 def hypernetwork(run):
-    """A random one, made by the host itself."""
+    """Let the host itself make a random hypernetwork."""
     if "tiny-hypernetwork" not in [found["name"] for found in run.client.get("/sdapi/v1/hypernetworks")]:
         options = {"name": "tiny-hypernetwork", "enable_sizes": ["64"], "overwrite_old": True}
         options |= {"layer_structure": [1, 2, 1], "activation_func": "linear", "weight_init": "XavierNormal"}
@@ -40,7 +40,7 @@ def hypernetwork(run):
 
 
 def fails_in_fp8(run):
-    """Why the host cannot run with such weights here, if it cannot."""
+    """Returns the reason why the host cannot run with fp8 weights here, or None if it can."""
     try:
         with run.client.options(fp8_storage="Enable"):
             run.client.txt2img(model=run.model)
@@ -56,10 +56,10 @@ HYPERTILE = {
     "hypertile_swap_size_unet": 1,
 }
 SCHEDULES = ["Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps", "Simple"]
-SCHEDULES += ["DDIM", "Beta"]  # "Normal" is what Euler has anyway
+SCHEDULES += ["DDIM", "Beta"]  # "Normal" is Euler's own schedule
 HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, **SMALL}
 
-# ---- what the WebUI itself has
+# ---- parts of the WebUI itself
 
 HOST = [
     Neighbour("none", "", changes_picture=False, models=("tiny", "tiny2v", "tinyxl", "tinyinp")),
@@ -118,7 +118,7 @@ HOST = [
         "samples by itself",
         script("img2img alternative test", None, True, True, "a cat", "", True, 4, True, 1.0, 0.0, False, cfg_scale=2),
         method="img2img",
-        models=("tiny",),  # it knows no other prompts than those of SD 1.x and 2.x
+        models=("tiny",),  # it handles the prompts of SD 1.x and 2.x only
     ),
     Neighbour("tiling", "the host's own", {"tiling": True}),
     Neighbour("negative guidance minimum sigma", "the host's own", {"s_min_uncond": 4}),

@@ -1,23 +1,23 @@
-"""Whether the first half of a pass's steps was downsampled, and no other: judged by the sampler's own loop."""
+"""Check that exactly the first half of a pass's steps was downsampled, judged by the sampler's own loop."""
 
-# One call of the U-Net counts as a step: the number of steps is the host's budget of calls, or made so by it.
+# Here one call of the U-Net counts as a step, because the number of steps is the host's budget of calls.
 BY_CALLS = {"DPM fast", "UniPC"}
 
 SECOND_ORDER = {"Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart"}
 
 
 def second_order_step(sampler, call):
-    """The step of a call of the U-Net by a sampler that makes two a step; None for other samplers."""
+    """The step of a call of the U-Net by a sampler that makes two calls a step. None for other samplers."""
     return call // 2 if sampler in SECOND_ORDER else None
 
 
 def check_first_half(record, sampler):
-    """Of a generation with end 0.5."""
+    """Check a generation with end 0.5."""
     short = downsampled(record)
     if sampler == "DPM adaptive" or sampler.startswith("ODE "):
-        # Their steps are not known beforehand. All calls of a step belong to the noise that it begins with, a step that
-        # is tried again included: once dense, always dense. A solver that reports no steps goes by the noise of each
-        # call, one level of which parts the halves, and may stay above it to the end.
+        # Their steps are not known beforehand. All calls of a step, retries included, belong to the noise that the
+        # step begins with: once dense, always dense. A solver that reports no steps goes by the noise of each call. One
+        # noise level parts the halves, and the solver may stay above it to the end.
         levels = [(call["sigma"], yes) for call, yes in zip(record.calls, short, strict=True)]
         assert short[0] and (sampler != "DPM adaptive" or not short[-1]), f"{sampler}: {levels}"
         dense = [sigma for sigma, yes in levels if not yes]
@@ -32,17 +32,17 @@ def check_first_half(record, sampler):
 
 
 def steps_of(record, sampler):
-    """For each U-Net call: the number in the loop of the sampler's own function, read off the running frames."""
+    """For each U-Net call, the number in the loop of the sampler's own function, read from the running frames."""
     if sampler in BY_CALLS:
         return [call["call"] for call in record.calls]
     loops = [call["loop"] for call in record.calls]
     assert loops[-1], f"{sampler} has no loop over steps"
-    before = loops[0] is None  # calls before the loop are a step of their own
+    before = loops[0] is None  # calls before the loop count as a step
     return [loop["number"] + before if loop else 0 for loop in loops]
 
 
 def downsampled(record):
-    """For each U-Net call: whether its largest grid was downsampled, all layers alike."""
+    """For each U-Net call, whether its largest grid was downsampled in all layers alike."""
     found = [{a.keys * 4 == a.queries for a in record.where(call=call["call"], depth=1)} for call in record.calls]
     assert all(len(one) == 1 for one in found)
     return [one.pop() for one in found]

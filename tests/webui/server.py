@@ -1,4 +1,4 @@
-"""Start and stop a real WebUI, AUTOMATIC1111's or a fork, that leaves no trace in its own folder."""
+"""Start and stop a real WebUI, AUTOMATIC1111's or a fork, without a trace in its own folder."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ def find_extensions():
 def find_distributed():
     """The extension stable-diffusion-webui-distributed, at WEBUI_DISTRIBUTED_DIR or the usual place, or None.
 
-    Not among the others of find_extensions: on its first picture it would have every WebUI measure its own speed.
+    find_extensions leaves it out: on its first image it would have every WebUI measure its own speed.
     """
     place = os.environ.get("WEBUI_DISTRIBUTED_DIR") or Path.home() / "stable-diffusion-webui-distributed"
     place = Path(place).expanduser().resolve()
@@ -43,17 +43,17 @@ def find_distributed():
 
 
 def make_checkpoints(root, cache, *options):
-    """The folder of the tiny checkpoints, written on first use and kept in the cache, a folder of their own.
+    """The folder of the tiny checkpoints, written on first use and kept in the folder `cache`.
 
-    options: of the program that makes them.
+    options: for the program that makes the checkpoints.
 
-    Its name holds all that the files depend on; where it lies is part of that, because the configs point to it.
+    The folder's name is a hash of all that the files depend on. Its place is part of that, because configs point to it.
     """
     recipe = [MAKE_CHECKPOINTS.read_bytes(), str(cache).encode(), str(root).encode(), *map(str.encode, options)]
     folder = cache / hashlib.sha256(b"\0".join(recipe)).hexdigest()[:12]
     done = folder / "complete"
     if not done.exists():
-        shutil.rmtree(cache, ignore_errors=True)  # those of older recipes: 400 MB each and more
+        shutil.rmtree(cache, ignore_errors=True)  # checkpoints of older recipes: 400 MB each and more
         command = [str(python_of(root)), str(MAKE_CHECKPOINTS), "--webui", str(root), "--out", str(folder)]
         command += options
         made = subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -64,18 +64,18 @@ def make_checkpoints(root, cache, *options):
 
 
 def environment(**more):
-    """Our environment less what would lead the WebUI to other folders, options or packages."""
+    """Our environment without the variables that would lead the WebUI to other folders, options or packages."""
     drop = ("COMMANDLINE_ARGS", "SD_WEBUI_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    # One thread: tiny layers gain nothing from more, and sums are always made in the same order.
+    # One thread: tiny layers gain nothing from more, and sums always have the same order.
     return {**kept, **offline, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **more}
 
 
 class WebUI:
-    """A WebUI process with its data (extensions, settings, outputs, caches) in a folder of its own.
+    """A WebUI process with its data (extensions, settings, outputs, caches) in its own folder.
 
-    `extensions` maps names in its extensions/ folder to the folders to put there: ours as links, others' as copies.
+    `extensions`: name in its extensions/ folder -> source folder. Ours are linked, others' are copied.
     """
 
     def __init__(self, host, data, checkpoints, extensions=None, arguments=(), settings=None):
@@ -95,14 +95,16 @@ class WebUI:
     def prepare(self):
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(self.settings), encoding="utf-8")
-        (self.data / "ui-config.json").write_text("{}", encoding="utf-8")  # some extensions read it before there is one
+        (self.data / "ui-config.json").write_text(
+            "{}", encoding="utf-8"
+        )  # some extensions read it before it is written
         for name, source in self.extensions.items():
             place_extension(source, self.data / "extensions" / name)
-        # What SDXL previews are decoded with would be downloaded. That of SD1 has the same shape.
+        # The host would download SDXL's preview decoder. SD1's has the same shape.
         approx = self.data / "models" / "VAE-approx"
         approx.mkdir(parents=True)
         for name in ("model.pt", "vaeapprox-sdxl.pt"):
-            shutil.copyfile(A1111.root / "models" / "VAE-approx" / "model.pt", approx / name)  # not all forks bring one
+            shutil.copyfile(A1111.root / "models" / "VAE-approx" / "model.pt", approx / name)  # not all forks have one
 
     def start(self, timeout=300):
         if not self.data.exists():
@@ -126,7 +128,7 @@ class WebUI:
             raise
 
     def wait(self, timeout):
-        """Return when the WebUI answers. A request before it says that it has started would stop it half-way."""
+        """Return when the WebUI answers. A request sent before it reports its start would stop it half-way."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -137,7 +139,7 @@ class WebUI:
         raise RuntimeError(f"The WebUI did not answer within {timeout} s:\n{self.log_tail()}")
 
     def stop(self):
-        """End it and all that it started; harmless where it runs no more."""
+        """End the WebUI and all processes that it started. Harmless if it has already ended."""
         if self.process is None or self.process.poll() is not None:
             return
         if WINDOWS:
@@ -164,9 +166,9 @@ class WebUI:
 
 
 def place_extension(source, target):
-    """A link, so that what is being worked on is what runs; a copy on Windows, which lets few users make links.
+    """Link our extension, so that the present code runs. On Windows copy it: few users may make links there.
 
-    Other people's are copied: they write into their own folders.
+    Other people's extensions are copied, because they write into their own folders.
     """
     if WINDOWS or REPOSITORY not in (source, *source.parents):
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))

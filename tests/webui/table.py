@@ -1,6 +1,6 @@
-"""The compatibility table: its cells, and the page that is made of them.
+"""The compatibility table: its cells, and the page that is made from them.
 
-The page is docs/compatibility.md. The cells lie beside this file: a run of some tests only takes the others from there.
+The page is docs/compatibility.md. The cells are kept beside this file: a run of some tests takes the others from there.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ have with ToDo in the first half of the steps. Models without a U-Net are judged
 
 
 class Table:
-    """All cells of a run, and the versions of what took part."""
+    """All cells of a run, and the versions of all hosts and extensions in it."""
 
     def __init__(self):
         self.cells = []
@@ -61,7 +61,7 @@ class Table:
         self.versions[name] = found.stdout.strip() or "of unknown version"
 
     def keep(self):
-        """Take over what another run has written, but for the cells of this one."""
+        """Take over the cells and versions of an earlier run, except for the cells of this one."""
         before = json.loads(CELLS.read_text(encoding="utf-8"))
         self.versions = {**before["versions"], **self.versions}
         fresh = {place_of(cell): cell for cell in self.cells}
@@ -85,7 +85,7 @@ class Table:
         return "\n".join(parts)
 
     def part(self, title, table, down, across):
-        """A section: a table of these two coordinates, and below it what the marks stand for."""
+        """A section: a table of these two coordinates, and below it the notes on its marks."""
         cells = [cell for cell in self.cells if cell.table == table]
         if not cells:
             return []
@@ -102,7 +102,7 @@ class Table:
 
     @staticmethod
     def notes(found):
-        """What the marks stand for: a line for each text, and the cells it is true of."""
+        """The notes on the marks: a line for each text, with the cells that it applies to."""
         rows_of = {}
         for (row, column), cell in found.items():
             if cell.outcome != "ok":
@@ -127,6 +127,6 @@ def place_of(cell):
 
 
 def words(cell):
-    """What a note says of a cell: of the line under the image, what was left to whom."""
+    """A note's text on a cell. If layers were left to another patch, that part of the line under the image."""
     clauses = re.findall(r"(?:nothing downsampled, )?(\d+ layers?[^,;]* left to another patch[^,;]*)", cell.words)
     return " and ".join(f"“{clause}”" for clause in dict.fromkeys(clauses)) or cell.words.replace("\n", " ")[:300]

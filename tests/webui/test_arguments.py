@@ -46,7 +46,7 @@ def test_bad_values_fail_img2img_and_the_next_request_works(client):
 
 @pytest.mark.parametrize("todo", [[None, 2], [0.5, "comma", 1], [False, 99], {"enabled": False, "factor": 99}])
 def test_arguments_that_are_not_for_todo(client, webui, todo):
-    """As in a queue's tasks from before ToDo was installed. What cannot be meant for ToDo is logged once."""
+    """A queue may hold tasks from before ToDo was installed. Values that cannot be meant for ToDo are logged once."""
     position = webui.log_size()
     made = client.txt2img(todo, n_iter=2)
     assert "ToDo" not in made.infotext
@@ -66,7 +66,7 @@ def test_missing_arguments_take_defaults(client):
 
 
 def test_missing_arguments_beside_an_infotext(client):
-    """As the host has it for all scripts, they are what the infotext says."""
+    """As for all scripts of the host, the infotext supplies the missing arguments."""
     text = client.txt2img({"factor": 4, "max_depth": 1, "end": 0.5}).infotext
     assert (
         "ToDo downsample factor: 2, ToDo depths: 1, ToDo end: 0.5, "
@@ -97,7 +97,7 @@ INFOTEXTS = [
 
 @pytest.mark.parametrize(("todo", "text"), INFOTEXTS)
 def test_infotext_restores_the_settings(client, todo, text):
-    # Without hires fix: there the host itself refuses what its own infotext says of the hires sampler.
+    # Without hires fix, because the host refuses its own infotext's value for the hires sampler.
     made = client.txt2img(todo)
     assert text in made.infotext
     again = client.txt2img(infotext=made.infotext)
@@ -175,7 +175,7 @@ def test_comments(client):
 
 
 def plot(client, axes, todo=None, **request):
-    """An X/Y/Z plot with the given (axis label, values) pairs, values as text; returns its recorded pictures' keys."""
+    """Run an X/Y/Z plot with these (axis label, values) pairs, values as text. Returns the keys of each image."""
     with client.recording() as record:
         result = client.txt2img(todo, **client.plot(*axes), **request)
     return result, record
@@ -217,7 +217,7 @@ def test_axes_reject_bad_values_before_anything_runs(client, label, values):
 
 
 def test_axes_while_todo_is_off(client):
-    """Under the plot stands why they change nothing."""
+    """The text under the plot says why the axes change nothing."""
     _, record = plot(client, [("[ToDo] Factor", "2, 4")], [False], steps=1)
     assert [generation["comments"] for generation in record.generations] == [
         "[ToDo] Factor: no effect while ToDo is off\n"
@@ -225,7 +225,7 @@ def test_axes_while_todo_is_off(client):
 
 
 def test_a_cell_whose_values_do_not_go_together(client):
-    """It stays empty, and under the plot stands why."""
+    """The cell stays empty, and the text under the plot says why."""
     _, record = plot(client, [("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.25, 1")], PAPER, steps=1)
     assert len(record.generations) == 3
     hint = "cells that are not allowed stay empty (ToDo: end = 0.25 is not allowed: it must not be below start = 0.5"

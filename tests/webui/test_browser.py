@@ -1,4 +1,4 @@
-"""The accordion in a real browser: opened, filled by pasting, obeyed, and what it tells afterwards."""
+"""The accordion in a real browser: it opens, is filled by pasting, is obeyed, and reports afterwards."""
 
 import pytest
 
@@ -13,7 +13,7 @@ LABELS = [
     "Moving grid",
 ]
 NAMES = ("enabled", "factor", "max_depth", "start", "end", "deeper_factor", "passes", "hires_factor", "moving")
-# What the host's own page says when a size is changed, with this extension or without.
+# Messages of the host's own page when a size is changed, with this extension or without.
 HOSTS_OWN = "Cannot read properties of undefined (reading 'props')"
 DEFAULTS = (False, 0, 2, 0, 1, 0, "both", 0, True)
 
@@ -143,7 +143,7 @@ def test_paste(page):
 
 
 def test_a_bad_text_pasted_is_told(page):
-    """And ToDo is off then: the settings that it leaves are not those of the text."""
+    """After a bad text ToDo is off, because the remaining settings are not those of the text."""
     open_accordion(page)
     fill(page, "factor", "4")
     paste(page, f"{HEAD}, ToDo downsample factor: 99, Version: 1.10.1")
@@ -181,7 +181,7 @@ def test_send_to_another_tab(page, target):
 
 
 def test_upscaled_later(page):
-    """The hires pass alone, of an image of one pass in which `passes` had no effect: the text says what was done."""
+    """Upscale an image of a single pass, in which `passes` had no effect. The text says what was done."""
     open_accordion(page)
     control(page, "passes").get_by_text("hires", exact=True).click()
     fill(page, "factor", "2")
@@ -197,7 +197,7 @@ def test_upscaled_later(page):
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_the_plan_follows(page, client, tab):
-    client.txt2img(width=64, height=64, steps=1)  # so that a checkpoint is loaded
+    client.txt2img(width=64, height=64, steps=1)  # this loads a checkpoint
     if tab == "img2img":
         page.locator("#tabs button", has_text="img2img").first.click()
     open_accordion(page, tab)

@@ -1,7 +1,7 @@
 """The compatibility table.
 
-What is judged in each cell stands in compatibility.py, the neighbours in neighbours.py and in extensions.py. Run by a
-command of its own, `python dev.py compatibility`, which writes docs/compatibility.md.
+The verdict on a cell is in compatibility.py, the neighbours are in neighbours.py and extensions.py. These tests have
+their own command, `python dev.py compatibility`, which writes docs/compatibility.md.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.slow
 
 PLAIN = NEIGHBOURS[0]
 OPTIMIZATIONS = ["sdp", "sdp-no-mem", "sub-quadratic", "V1", "InvokeAI", "Doggettx", "None"]
-# Those that come closest to the attention itself, once with each optimisation.
+# The neighbours that come closest to the attention itself are run with each optimisation.
 CLOSE = ["none", "hires fix", "HyperTile", "token merging", "ControlNet reference_only", "ControlNet model"]
 
 
 @contextlib.contextmanager
 def judging(cell):
-    """A cell stays red, with what went wrong in it, unless all goes well."""
+    """Turn a cell red, with the error in it, if an error occurs."""
     try:
         yield
     except Exception as error:
@@ -57,7 +57,7 @@ def test_model_without_unet(crowd, table):
 @pytest.mark.parametrize("optimization", OPTIMIZATIONS)
 @pytest.mark.parametrize(
     "name", CLOSE
-)  # ControlNets last: they leave something on the blocks that undoes token merging
+)  # ControlNets come last: they leave something on the blocks that undoes token merging
 def test_optimization(crowd, table, optimization, name):
     cell = table.cell("optimizations", "A1111", "tiny", optimization=optimization)
     (neighbour,) = [n for n in NEIGHBOURS if n.name == name]
@@ -68,7 +68,7 @@ def test_optimization(crowd, table, optimization, name):
 
 
 def test_samplers(crowd, table, subtests):
-    """All that the host offers, second-order ones with every call of a step."""
+    """All samplers that the host offers, and for second-order samplers every call of a step."""
     for sampler in [found["name"] for found in crowd.client.get("/sdapi/v1/samplers")]:
         with subtests.test(sampler):
             cell = table.cell("samplers", "A1111", "tiny", sampler=sampler)
@@ -91,7 +91,7 @@ def test_medvram(medvram, table, model):
 
 # ---- Forge and its kin
 
-FORK_OPTIMIZATIONS = {"split": "split", "quad": "sub quadratic"}  # as argument: as what the fork says that it uses
+FORK_OPTIMIZATIONS = {"split": "split", "quad": "sub quadratic"}  # name in the argument -> name in the fork's log
 
 
 def check_fork(fork, cell, neighbour):
@@ -103,7 +103,7 @@ def check_fork(fork, cell, neighbour):
 
 @pytest.mark.parametrize("name", CLOSE)
 def test_fork_optimization(otherwise, table, name):
-    """Before those with the usual one, so that no two forks run at a time."""
+    """These run before the tests with the usual optimization, so that no two forks run at a time."""
     (neighbour,) = [n for n in fork_neighbours.NEIGHBOURS if n.name == name]
     place = {"optimization": otherwise.optimization, "neighbour": name, "kind": neighbour.kind}
     cell = table.cell("fork optimizations", otherwise.host.name, "fork", **place)
@@ -133,7 +133,7 @@ def test_fork(fork, table, neighbour):
 
 
 def test_fork_samplers(fork, table, subtests):
-    """All that the fork offers, of which not all tell it of their calls."""
+    """All samplers that the fork offers. Some do not report their calls."""
     for sampler in [found["name"] for found in fork.client.get("/sdapi/v1/samplers")]:
         with subtests.test(sampler):
             cell = table.cell("samplers", fork.host.name, "fork", sampler=sampler)
@@ -151,7 +151,7 @@ def test_fork_samplers(fork, table, subtests):
 
 
 def without_todo(fork, request):
-    """Why this request fails without ToDo too."""
+    """Returns the reason why this request fails without ToDo, too."""
     with pytest.raises(RequestFailed) as failure:
         fork.client.txt2img(None, **request)
     return failure.value.text[:200]

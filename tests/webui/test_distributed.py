@@ -1,6 +1,6 @@
 """Several machines: stable-diffusion-webui-distributed splits a batch over WebUIs, and ToDo acts on all of them.
 
-Three WebUIs run here: `main`, with that extension, and two that work for it, `worker` with ToDo and `bare` without.
+Three WebUIs run: `main` with that extension, and its two workers, `worker` with ToDo and `bare` without.
 """
 
 import json
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.slow
 PROBE = {"sd-webui-todo-probe": REPOSITORY / "tests" / "webui" / "probe"}
 OURS = {"sd-webui-todo": REPOSITORY, **PROBE}
 SETTINGS = "ToDo downsample factor: 2, ToDo depths: 4, ToDo deeper factor: 2"
-ENABLED, DISABLED = 1, 5  # its numbers for the state of a worker
+ENABLED, DISABLED = 1, 5  # that extension's numbers for the state of a worker
 
 
 @pytest.fixture(scope="module")
 def machines(checkpoints, tmp_path_factory):
-    """The three WebUIs, each with a `client`, and `share_with(name)`, which lets main share its work with that one."""
+    """The three WebUIs, each with a `client`, and `share_with(name)`, which makes main share its work with that one."""
     distributed = find_distributed()
     if distributed is None:
         pytest.skip("stable-diffusion-webui-distributed is not there")
@@ -45,13 +45,13 @@ def machines(checkpoints, tmp_path_factory):
     names = {"worker": worker, "bare": bare}
 
     def share_with(*working, main_ipm=10):
-        # Speeds are given, so that nothing is measured: the same for all, and everyone gets the same share.
+        # Speeds are given, so that none is measured. They are equal, so that all get the same share.
         entries = [{"master": {"avg_ipm": main_ipm, "master": True}}]
         for name, there in names.items():
             state = ENABLED if name in working else DISABLED
             entries.append({name: {"avg_ipm": 10, "address": "127.0.0.1", "port": there.port, "state": state}})
         options = {"workers": entries, "benchmark_payload": {}, "job_timeout": 100, "complement_production": False}
-        config.write_text(json.dumps(options), encoding="utf-8")  # read before each generation
+        config.write_text(json.dumps(options), encoding="utf-8")  # the extension reads it before each generation
 
     with ExitStack() as running:
         for one in (main, worker, bare):
@@ -59,7 +59,7 @@ def machines(checkpoints, tmp_path_factory):
         with ThreadPoolExecutor() as pool:
             list(pool.map(WebUI.start, (worker, bare)))
         share_with("worker", "bare")
-        main.start()  # asks the others at once which scripts they have
+        main.start()  # at its start it asks the others for their scripts
         for one in (main, worker, bare):
             one.client = Client(one.url)
         yield SimpleNamespace(main=main, worker=worker, bare=bare, share_with=share_with)
@@ -82,7 +82,7 @@ def half(machines, request):
 
 
 class Recording:
-    """What main and one other did in a `with`: `main` and `other` are their records, `log` is what main printed."""
+    """The work of main and one other in a `with`: `main` and `other` are their records, `log` is main's output."""
 
     def __init__(self, main, other):
         self.servers = main, other
@@ -98,14 +98,14 @@ class Recording:
         self.log = self.servers[0].log_since(self.position)
 
     def seen(self):
-        """What the self-attentions of each saw; off is dense where there is no ToDo."""
+        """The verdicts on each one's self-attentions. off: dense, because there is no ToDo."""
         return [
             {judge(a, "tiny").replace("off", "dense") for a in record.attentions if a.grid != (1, 1)}
             for record in (self.main, self.other)
         ]
 
     def comments(self):
-        """ToDo's lines under main's pictures."""
+        """ToDo's lines under main's images."""
         lines = [line for generation in self.main.generations for line in generation["comments"].splitlines()]
         return [line for line in lines if line.startswith("ToDo")]
 
@@ -162,7 +162,7 @@ def test_all_settings_travel(both):
 
 
 def test_an_axis_of_a_plot_reaches_both(both):
-    # With the grid's option off, a plot makes one picture of each kind, and there is nothing to share.
+    # With the grid's option off, a plot makes one image of each kind, and there is nothing to share.
     with both.main.client.options(return_grid=True), both.worker.client.recording() as worker:
         _, main = plot(both.main.client, [("[ToDo] Factor", "1, 2, 4")], {"enabled": True}, batch_size=2, steps=1)
     for record in (main, worker):
@@ -199,7 +199,7 @@ def test_a_worker_without_todo_is_not_told_of_when_off(half):
 
 
 def test_a_worker_without_todo_is_told_beside_a_grid(half):
-    """As in the browser."""
+    """The request has the grid's option on, as in the browser."""
     with half.main.client.options(return_grid=True), Recording(half.main, half.bare) as done:
         result = half.main.client.txt2img(TODO, batch_size=2, save_images=True)
     assert result.info["index_of_first_image"] == 1 and len(result.images) == 3
@@ -215,12 +215,12 @@ def test_workers_without_todo_are_told_of_where_main_is_a_thin_client(half):
     finally:
         set_thin_client(half.main.client, False)
     assert len(result.images) == 2 and done.main.attentions == []
-    assert {judge(a, "tiny") for a in done.other.attentions if a.grid != (1, 1)} == {"off"}  # there is no ToDo
+    assert {judge(a, "tiny") for a in done.other.attentions if a.grid != (1, 1)} == {"off"}  # that one has no ToDo
     assert "ToDo: another machine made 2 of 2 images without it" in done.log
 
 
 def set_thin_client(client, value):
-    """As by the box in the page of that extension, which is the only way to it."""
+    """Set the option as the box on that extension's page does: there is no other way."""
     config = client.get("/config")
     (box, *_) = [part["id"] for part in config["components"] if part["props"].get("label") == "Thin-client mode"]
     (press, *_) = [i for i, found in enumerate(config["dependencies"]) if found["inputs"][:1] == [box]]

@@ -1,4 +1,4 @@
-"""Forge and its kin: refusals, what is left behind, plots and the page, the same as in the WebUI.
+"""Forge and its kin: refusals, leftovers, plots and the page are the same as in the WebUI.
 
 Their samplers and their cells of the compatibility table are in test_compatibility.py.
 """
@@ -130,7 +130,7 @@ def test_plot(client):
     args = [arg["value"] for arg in plot["args"]]
     for place, (axis, values) in enumerate([(positions[0], "2,4"), (positions[1], "False,True"), (0, "")]):
         args[3 * place : 3 * place + 3] = [axis, values, values.split(",")]
-    args[9] = False  # no legend: the host may have a Pillow that no longer has what it is drawn with
+    args[9] = False  # no legend: the host may have a Pillow too new to draw it
     request = {"script_name": plot["name"], "script_args": args}
     with client.options(**FULL_VAE), client.recording() as record:
         result = client.txt2img([True], **{**TINY, "steps": 2}, **request)
@@ -145,7 +145,7 @@ def test_infotext(client):
 
 
 def test_the_page_is_built_without_errors_of_ours(fork):
-    log = fork.log_since(0).partition("Startup time:")[0]  # what is refused later is logged too
+    log = fork.log_since(0).partition("Startup time:")[0]  # later refusals are logged, too
     assert Client(fork.url).get("/sdapi/v1/script-info")
     for trace in re.findall(r"Traceback.*?\n(?=\S)", log, re.DOTALL):
         assert "sd-webui-todo/" not in trace, trace

@@ -1,11 +1,11 @@
-"""The harness itself, ToDo switched off: what the other tests here rely on."""
+"""The harness itself, with ToDo switched off, because the other tests here rely on it."""
 
 import numpy as np
 import pytest
 
 from tests.webui.client import Attention, Offsets, RequestFailed, changes, kept_grid, kept_rows, moving_rows
 
-# Token grids by depth of a 128x64 picture, and how many self-attentions each has.
+# The token grids of a 128x64 image by depth, and the number of self-attentions on each.
 SD1 = {(8, 16): 5, (4, 8): 5, (2, 4): 5, (1, 2): 1}
 GRIDS = {
     "tiny": SD1,
@@ -37,7 +37,7 @@ def test_dense_attention_is_recorded(client, model):
         assert a.key_rows == a.value_rows == ((tuple(range(a.queries)),),)
 
 
-# The twins share one configuration: the host loads the other's weights into the same modules. Otherwise it makes new.
+# The twins share one config, so the host loads the other's weights into the same modules. Otherwise it makes new ones.
 @pytest.mark.parametrize(("base", "other"), [("tiny", "tinyb"), ("twin.safetensors", "twin.ckpt")])
 def test_hires_passes_and_checkpoints_are_told_apart(client, base, other):
     with client.recording(fingerprints=True) as record:
@@ -54,7 +54,7 @@ def test_hires_passes_and_checkpoints_are_told_apart(client, base, other):
 
 
 def test_generations_leave_nothing(client):
-    client.txt2img()  # what the host itself leaves once
+    client.txt2img()  # the host itself leaves something the first time
     before = client.leftovers()
     with client.recording(indices=True, fingerprints=True) as record:
         client.txt2img()
@@ -121,7 +121,7 @@ def test_img2img_and_inpainting(client):
     assert painted.shape == image.shape
     assert np.array_equal(painted[:, :56], image[:, :56]) and not np.array_equal(painted[:, 64:], image[:, 64:])
     assert {a.model for a in record.attentions} == {"tinyinp"}
-    assert len(record.calls) == 3  # the host makes one step more than half of 4
+    assert len(record.calls) == 3  # half of 4 steps, and one more from the host
 
 
 def test_expected_rows():
@@ -144,11 +144,11 @@ def test_offsets_are_judged():
     assert offsets.add(attention((0,), (3,)), 2, step=0) is None
     assert offsets.add(attention((0, 2, 8, 10), (5, 7, 13, 15), grid=(4, 4)), 2, step=0) is None
     assert "another offset" in offsets.add(attention((0,), (2,)), 2, step=0)
-    assert offsets.add(attention((1,)), 2, step=1) is None  # heads that are alike
+    assert offsets.add(attention((1,)), 2, step=1) is None  # all heads are alike
     assert offsets.of_sampling(1, 2)[1] == ((0, 1), (0, 1))
     assert offsets.add(attention((0, 4), (3, 7)), 2, step=2, grids=2) is None
     for wrong in (
-        attention((0, 2, 8, 11), grid=(4, 4)),  # between two places
+        attention((0, 2, 8, 11), grid=(4, 4)),  # tokens between two offsets
         attention((-1,)),
         attention((0,), (3,), values=(((0,), (2,)),)),
         attention((0,), values=(((0,),), ((1,),))),  # not all images alike

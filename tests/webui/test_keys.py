@@ -1,4 +1,4 @@
-"""Which keys the self-attentions see: models, sizes, depths, attention implementations, neighbours.
+"""The keys that self-attentions see, for all models, sizes, depths, attention implementations and neighbours.
 
 The order of a moving grid is judged in test_moving_grid.py.
 """
@@ -123,7 +123,7 @@ def test_hypertile_keeps_its_tiles(client):
     assert all(a.key_rows == a.value_rows == ((tuple(range(256)),),) for a in layers)
     assert np.array_equal(both.image, tiled)
     assert "ToDo: nothing downsampled, 5 layers left to another patch" in record.generations[0]["comments"]
-    # What it leaves alone is downsampled.
+    # Layers that HyperTile leaves alone are downsampled.
     assert {(a.queries, a.keys) for a in deep.where(depth=2)} == {(256, 64)}
     assert "(5 layers)" in deep.generations[0]["comments"] and "5 layers left to" in deep.generations[0]["comments"]
 

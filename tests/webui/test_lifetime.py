@@ -1,4 +1,4 @@
-"""After any end of a generation nothing of ours is left, and the next image is as ever."""
+"""However a generation ends, nothing of ours is left, and the next image is as usual."""
 
 from concurrent.futures import ThreadPoolExecutor
 

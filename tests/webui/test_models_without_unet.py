@@ -1,4 +1,4 @@
-"""Models without U-Net self-attention, or whose U-Net is not what runs: nothing is done, and the comment says so."""
+"""Models without U-Net self-attention, or with a U-Net that does not run: nothing is done, and the comment says so."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def factor_2(a):
 
 
 def check_tiny(client):
-    """A U-Net is downsampled as ever."""
+    """Check that a U-Net is downsampled as usual."""
     with client.recording(indices=True) as record:
         client.txt2img([True, 2])
     assert_keys(record, factor_2)
@@ -25,7 +25,7 @@ def check_tiny(client):
 
 
 def check_sd3(client, generate, comment, passes):
-    """Nothing is done to SD3, by ToDo or by its being switched on, and `comment` is what is said about it."""
+    """Check that ToDo changes nothing in SD3, on or off, and that its comment is `comment`."""
     dense = generate(model=SD3)
     assert dense.image.std() > 5, "the picture is empty"
     before = client.leftovers()
@@ -67,7 +67,7 @@ def test_sd3_img2img(client):
 
 
 def test_sd3_samplers(client):
-    """What the host can sample SD3 with, it can with ToDo on. (Not LCM: the host fails there, with or without.)"""
+    """The samplers that work with SD3 also work with ToDo on. LCM is left out: the host fails with it in any case."""
     made = []
     for sampler in [sampler["name"] for sampler in client.get("/sdapi/v1/samplers")]:
         outcomes = []
@@ -83,7 +83,7 @@ def test_sd3_samplers(client):
 
 
 def test_replaced_unet(client):
-    """Another U-Net in place of the model's own, as from TensorRT: the model has self-attentions, but none runs."""
+    """Another U-Net, like TensorRT's, replaces the model's own. The model has self-attentions, but none runs."""
     own = client.txt2img().image
     with client.options(sd_unet="probe: zeros"):
         dense = client.txt2img().image

@@ -1,7 +1,10 @@
-"""Which tokens become keys, step by step: the order in which a moving grid goes through its offsets.
+"""The moving grid, step by step: the order in which it goes through its offsets.
 
-The order itself is not written down here. Judged is what it has to do: to be shared by all that runs in a step, to
-differ from head to head and from step to step, to cover all tokens, and to begin anew with each pass.
+The order itself is not written down here, only its properties:
+- all that runs in a step shares it,
+- it differs from head to head and from step to step,
+- it covers all tokens,
+- it begins again with each pass.
 """
 
 import itertools
@@ -26,9 +29,10 @@ def factor_2(a):
 
 
 def check_order(record, factor_of, places, step_of=lambda a: a.step, depth=1):
-    """The grids of this depth, whose factor makes so many places, take all offsets in turn, in all samplings alike.
+    """Check that the grids of this depth take all offsets in turn, in all samplings alike.
 
-    Returns step -> the offset of each head. Says nothing of coverage where there are too few steps for it.
+    places: the number of places that their factor makes along each side.
+    Returns step -> the offset of each head. Coverage is checked only if there are enough steps for it.
     """
     orders = orders_of(record, factor_of, places, step_of)
     for order in orders.values():
@@ -47,7 +51,7 @@ def check_order(record, factor_of, places, step_of=lambda a: a.step, depth=1):
 
 
 def check_cover(calls, places, step_of):
-    """Each head of each of these self-attentions has every token as a key in as many steps as there are offsets."""
+    """Check that in as many steps as there are offsets, each head of these self-attentions has every token as a key."""
     found = {}
     for a in calls:
         (heads,) = a.key_rows
@@ -60,7 +64,7 @@ def check_cover(calls, places, step_of):
 
 
 def orders_of(record, factor_of, places, step_of=lambda a: a.step):
-    """sampling -> step -> the offset of each head, where there are so many places."""
+    """sampling -> step -> the offset of each head, for grids with this number of places."""
     offsets = assert_keys(record, factor_of, step_of=step_of)
     orders = {sampling: offsets.of_sampling(sampling, places) for sampling, _ in offsets}
     return {sampling: order for sampling, order in orders.items() if order}
@@ -99,7 +103,7 @@ def test_dpm_adaptive_moves_too(client):
         client.txt2img([True, 2, 1], **request)
     (order,) = orders_of(record, factor_2, 2).values()
     assert len(set(order.values())) == 4
-    # Accepted steps are counted: the offsets change less often than the U-Net is called.
+    # Only accepted steps count: the offsets change less often than the U-Net is called.
     moves = [one != other for one, other in itertools.pairwise(order[step] for step in sorted(order))]
     assert 0 < sum(moves) < len(moves)
 
@@ -206,7 +210,7 @@ def test_nothing_is_left(client):
 
 @pytest.fixture(scope="module")
 def among(checkpoints, tmp_path_factory):
-    """A running WebUI with these two extensions."""
+    """A running WebUI with ControlNet and the tiling extension."""
     names = ("sd-webui-controlnet", "multidiffusion-upscaler-for-automatic1111")
     others = {name: folder for name, folder in find_extensions().items() if name in names}
     if len(others) < len(names):
@@ -217,7 +221,7 @@ def among(checkpoints, tmp_path_factory):
 
 @pytest.fixture
 def run(among, request):
-    """What these requests are made from: a client, the model, and an image."""
+    """The things that these requests are made from: a client, the model, and an image."""
     client = Client(among.url)
     request.node.webui_log = among, among.log_size()
     return Run(client, "tiny", client.txt2img(**SIZE).image)

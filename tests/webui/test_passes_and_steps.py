@@ -31,7 +31,7 @@ def test_hires_factor(client, factor):
     wanted = {"first": [factor, 1, 1, 1], "hires": [4, 2, 1, 1]}
     assert_keys(record, lambda a: wanted[a.pass_name][a.depth - 1])
     assert "ToDo hires factor: 4" in result.infotext
-    # Where there is one pass, it has no effect.
+    # With a single pass `passes` has no effect.
     with client.recording(indices=True) as record:
         image = client.txt2img([True, 2, 2, 0, 1, 0, "both", 4]).image
         client.img2img(image, todo=[True, 2, 2, 0, 1, 0, "both", 4])
@@ -78,7 +78,7 @@ def test_refiner(client, base, other, hires):
 
 
 def step_of_calls(record):
-    """For each U-Net call: its sampling step, from what is known of the samplers, apart from the extension's code."""
+    """For each U-Net call, its sampling step: known from the samplers, and independent of the extension's code."""
     steps = []
     for call in record.calls:
         if (step := second_order_step(call["sampler"], call["call"])) is not None:
@@ -98,7 +98,7 @@ def samplers(webui):
 
 
 def check_half(record):
-    """Exactly the steps i with i / n < 0.5 are downsampled."""
+    """Check that exactly the steps i with i / n < 0.5 are downsampled."""
     steps = step_of_calls(record)
     n = steps[-1] + 1
     for call, step in zip(record.calls, steps, strict=True):

@@ -1,4 +1,4 @@
-"""Samplings that scripts are not told of, that others make from one request, and what the line says of them all."""
+"""Samplings that other extensions make without telling scripts, and the line that describes all samplings."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ GREY = np.full((128, 128, 3), 100, np.uint8)
 
 @pytest.fixture(scope="module")
 def server(checkpoints, tmp_path_factory):
-    """A running WebUI with those extensions of other people that are there."""
+    """A running WebUI with the installed ones among these extensions of other people."""
     others = {name: folder for name, folder in find_extensions().items() if name in (TILED, AGAIN, ULTIMATE)}
     extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
     server = WebUI(A1111, tmp_path_factory.mktemp("samplings") / "data", checkpoints, extensions)
@@ -41,7 +41,7 @@ def needs(server, name):
 
 
 def line(record, generation=-1):
-    """The line in the result of a generation, as it is in the end."""
+    """ToDo's line in the final result of a generation."""
     lines = record.generations[generation]["comments"].splitlines()
     (ours,) = [line for line in lines if line.startswith("ToDo: ")]
     return ours.removeprefix("ToDo: ")
@@ -91,7 +91,7 @@ def test_tiles_of_an_upscaler(server, client):
 
 @pytest.mark.parametrize("todo", [[False], TODO])
 def test_comments_of_the_host(client, todo):
-    """The copies for all prompts share what is shown in the end."""
+    """The jobs copied for each prompt share the comments that are shown in the end."""
     args = [False, False, "start", "a <lora:nope:1>\nb"]
     with client.recording() as record:
         client.txt2img(todo, script_name="prompts from file or textbox", script_args=args, prompt="")

@@ -1,4 +1,4 @@
-"""A WebUI with saved defaults, and with sd-webui-token-downsampling, whose settings are read from infotexts too."""
+"""A WebUI with saved defaults, and with sd-webui-token-downsampling, which also reads settings from infotexts."""
 
 import json
 

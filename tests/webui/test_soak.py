@@ -1,6 +1,6 @@
 """Hundreds of generations on one WebUI, with everything at random: settings, sizes, samplers, neighbours and faults.
 
-Run by a command of its own, `python dev.py soak`.
+These tests have their own command, `python dev.py soak`.
 """
 
 import random
@@ -61,7 +61,7 @@ def draw_fault(dice):
 
 
 def of_ours(client):
-    """What is left of ToDo's code, by the names of its modules; another extension calls itself ToDo too."""
+    """All leftovers of ToDo's code, found by its modules' names, because another extension calls itself ToDo, too."""
     return [
         f"{place}: {text}" for place, text in client.leftovers().items() if "todo_lib." in text or "todo.py." in text
     ]
@@ -77,7 +77,7 @@ class Soak:
         self.neighbours = {model: [n for n in here if model in n.models] for model in MODELS}
 
     def generate(self):
-        """One generation at random; an error must be one that was asked for, or come without ToDo too."""
+        """Run one random generation. An error must be one that was asked for, or occur without ToDo, too."""
         dice = self.dice
         model = dice.choice(MODELS)
         neighbour = dice.choice(self.neighbours[model] or NEIGHBOURS[:1])
@@ -85,10 +85,10 @@ class Soak:
         asked = neighbour.request(run) if callable(neighbour.request) else neighbour.request
         if neighbour.ready and neighbour.ready(run):
             return
-        settings = draw_settings(dice)  # also where they are not used: the same draws with ToDo and without
+        settings = draw_settings(dice)  # drawn even if unused, so that the draws are the same with ToDo and without
         if neighbour.repository:
-            # Other people's extensions get what their cells of the table have: what fails in them, or beside them,
-            # many of them leave on the model, broken for all that follows.
+            # Other people's extensions only get the requests of their cells in the table. After a failure many of them
+            # leave the model broken for all that follows.
             request, bad, fault = {**asked, "seed": dice.randint(0, 99)}, False, None
         else:
             request = {**draw_request(dice, self.samplers), **asked}
@@ -132,16 +132,17 @@ class Soak:
                 raise error
 
     def at_rest(self):
-        """The picture without ToDo, and the memory that is in use after it."""
+        """The image without ToDo, and the memory in use after it."""
         image = self.client.txt2img(None, "tiny", width=256, height=256, seed=5).image
         return image, self.client.get("/probe/memory")
 
 
 def test_soak(crowd, pytestconfig):
-    """Half of the generations, the same without ToDo, and the same with it again.
+    """Run half of the generations, the same without ToDo, and the same with it again.
 
-    The first time makes what models and neighbours keep for themselves. Memory grows a little with every generation
-    also without ToDo, and some neighbours keep tensors, so that of the third time is judged by that of the second.
+    In the first round models and neighbours make everything that they keep. Memory grows a little with every
+    generation even without ToDo, and some neighbours keep tensors. So the growth of the third round is compared with
+    that of the second.
     """
     half, seed = pytestconfig.getoption("soak") // 2, random.randrange(10**6)
     print(f"seed {seed}")

@@ -1,1 +1,1 @@
-"""The least of the WebUI's `modules` package that scripts of an extension notice: its call order and its habits."""
+"""A minimal `modules` package of the WebUI: its call order and its habits, as far as an extension's scripts notice."""

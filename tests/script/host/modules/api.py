@@ -1,4 +1,4 @@
-"""The API: how a request becomes script arguments, and what is answered when it fails."""
+"""The API: how a request becomes script arguments, and how a failing one is answered."""
 
 import gradio as gr
 from fastapi import HTTPException

@@ -1,4 +1,4 @@
-"""What the host swallows, it prints. Here it is kept, so that tests can look."""
+"""Errors that the host prints and then ignores. Here they are kept, so that tests can look at them."""
 
 import sys
 

@@ -2,5 +2,5 @@
 
 
 def read_info_from_image(image):
-    """The infotext, or None where the image has none, and what else stands in the file."""
+    """Returns the infotext (None if the image has none) and all other data in the file."""
     return image.info.get("parameters"), {}

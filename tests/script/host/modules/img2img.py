@@ -1,10 +1,10 @@
-"""A batch of files: one job for all, whose first result is returned with the images of all."""
+"""A batch of files: one job makes them all, and returns its first result with the images of all."""
 
 from modules.processing import process_images
 
 
 def process_batch(p, sizes):
-    """Run a job for each of these files, which have such a (width, height)."""
+    """Run the job once for each of these files. sizes: the (width, height) of each."""
     results = None
     for p.width, p.height in sizes:
         done = process_images(p)

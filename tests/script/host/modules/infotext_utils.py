@@ -1,4 +1,4 @@
-"""Texts of pictures: written, parsed, and pasted into the controls of a tab."""
+"""Infotexts: written, parsed, and pasted into the controls of a tab."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 from modules import errors
 from modules.shared import opts
 
-paste_fields = {}  # tab -> {"fields": those of its scripts}
+paste_fields = {}  # tab -> {"fields": the fields of its scripts}
 _PARAM = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
@@ -39,12 +39,12 @@ def parse_generation_parameters(text, skip_fields=None):
 
 
 def get_infotext_names():
-    """What "Disregard fields from pasted infotext" offers."""
+    """The choices of the option "Disregard fields from pasted infotext"."""
     return [name for tab in paste_fields.values() for _, name in tab["fields"] if isinstance(name, str)]
 
 
 def paste(tab, text):
-    """What a paste in the browser makes of each control: its new value, or None where it is left as it is."""
+    """Paste as the browser does. Returns each control's new value, or None if the control stays as it is."""
     params = parse_generation_parameters(text)
     values = []
     for component, key in paste_fields[tab]["fields"]:
@@ -65,9 +65,9 @@ def paste(tab, text):
 
 
 def send(source, target, names, values):
-    """What "Send to" makes of the target tab's controls: (control, value) pairs, from the values of the source tab's.
+    """Send values to another tab, as the buttons "Send to" do. Returns (control, value) pairs of the target tab.
 
-    names: those of the fields that are sent.
+    names: the names of the fields that are sent.
     """
     inputs = [component for component, name in paste_fields[source]["fields"] if name in names]
     outputs = [component for component, name in paste_fields[target]["fields"] if name in names]

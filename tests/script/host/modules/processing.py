@@ -1,4 +1,4 @@
-"""Jobs: what is asked for, and the loop that makes pictures of it. A picture here is its latent."""
+"""Jobs: the request, and the loop that makes images from it. Here an image is just its latent."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +124,7 @@ def after_sampling(p, image):
 
 
 def save_image(image):
-    pass  # what it raises, nobody swallows
+    pass  # the host does not swallow its errors
 
 
 @torch.no_grad()

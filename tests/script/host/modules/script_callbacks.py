@@ -1,4 +1,4 @@
-"""Callbacks that scripts register while they are loaded. What they raise is swallowed."""
+"""Callbacks that scripts register while they are loaded. The host swallows their errors."""
 
 from modules import errors
 

@@ -70,7 +70,7 @@ def _overrides(script, method):
 
 
 def load_scripts(paths):
-    """Run these files anew, each with the folder above its own first on the path, and only for so long."""
+    """Run these files again. While a file runs, the folder above its own is the first on the path."""
     global scripts_txt2img, scripts_img2img
     scripts_data.clear()
     script_callbacks.clear_callbacks()
@@ -138,7 +138,7 @@ class ScriptRunner:
     def ordered_callbacks(self, method):
         """The scripts that have this method, in the order in which they are called.
 
-        The list is kept until there are more or fewer scripts: a detailer may leave some out of a job of its own.
+        The list is kept until the number of scripts changes: a detailer may leave some out of a job of its own.
         """
         number, callbacks = self.callback_map.get(method, (-1, []))
         if number != len(self.alwayson_scripts):
@@ -148,7 +148,7 @@ class ScriptRunner:
         return callbacks
 
     def __getattr__(self, method):
-        """Runner methods have the name of the script method that they call on every script that is always on."""
+        """A runner method calls the script method of the same name on every script that is always on."""
         if method.startswith("_"):
             raise AttributeError(method)
 

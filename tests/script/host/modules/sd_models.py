@@ -22,9 +22,9 @@ class SDModel:
         return torch.randn(1, 3, self.context_dim, generator=generator).expand(batch_size, -1, -1)
 
 
-model_data = SimpleNamespace(sd_model=None)  # shared.sd_model of the real host loads one when it is asked for
+model_data = SimpleNamespace(sd_model=None)  # in the real host, reading shared.sd_model loads one
 
 
 def load(model=None):
-    """Make this model, or else the selected checkpoint, the one that runs."""
+    """Load this model, or the selected checkpoint if none is given."""
     shared.sd_model = model_data.sd_model = model or shared.checkpoint

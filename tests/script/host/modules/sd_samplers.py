@@ -1,4 +1,4 @@
-"""Samplers: how often each calls the model in a step, and with which arguments it is told its schedule."""
+"""Samplers: how often each calls the model in a step, and which arguments tell it the schedule."""
 
 import inspect
 import itertools
@@ -113,7 +113,7 @@ def heun(model, x, sigmas, extra_args=None, callback=None, disable=None, s_churn
 
 
 def heunpp2(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """As many calls a step as there are noise levels left, three at most; no one tells the host."""
+    """Each step makes as many calls as there are noise levels left, at most three. The host is told of none."""
     denoise = _calls(model, x, extra_args)
     for i in trange(len(sigmas) - 1, disable=True):
         ahead = x
@@ -128,7 +128,7 @@ def heunpp2(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def intern(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """The first step by itself, the others in a loop that counts from 0 again; two calls a step, one in the last."""
+    """Two calls a step, one in the last. The first step stands alone, and the others' loop counts from 0 again."""
     denoise = _calls(model, x, extra_args)
     x = denoise(denoise(x, sigmas[0]), sigmas[0])
     for i in trange(len(sigmas) - 2, disable=True):
@@ -139,7 +139,7 @@ def intern(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def res(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Two calls a step but for the last, which are reported when they are over; a loop over pairs of noise levels."""
+    """Two calls a step, one in the last, in a loop over pairs of noise levels. A step is reported when it is over."""
     denoise = _calls(model, x, extra_args)
     i = 0
     for i, (level, following) in enumerate(itertools.pairwise(sigmas[:-1])):
@@ -154,7 +154,7 @@ def res(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def dpm_fast(model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, disable=None):
-    """n calls in groups of three, of which only the first is reported."""
+    """n calls in groups of three. Only the first of a group is reported."""
     denoise = _calls(model, x, extra_args)
     sigmas = torch.linspace(float(sigma_max) ** 0.5, float(sigma_min) ** 0.5, n + 1) ** 2
     for i in range(n):
@@ -166,7 +166,7 @@ def dpm_fast(model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, 
 
 
 def dpm_adaptive(model, x, sigma_min, sigma_max, extra_args=None, callback=None, disable=None):
-    """Steps of three calls in -log(sigma), from sigma_max to sigma_min, as wide as it goes; the second one fails."""
+    """Wide steps of three calls in -log(sigma), from sigma_max to sigma_min. The second step fails."""
     denoise = _calls(model, x, extra_args)
     s, end = -torch.as_tensor(sigma_max).log(), -torch.as_tensor(sigma_min).log()
     width, steps = 2, 0
@@ -218,7 +218,7 @@ def plms(model, x, timesteps, extra_args=None, callback=None, disable=None):
 
 
 def unipc(model, x, timesteps, extra_args=None, callback=None, disable=None, is_img2img=False):
-    """As many steps as timesteps, on a grid of its own from the start (the last timestep of img2img) to the end."""
+    """As many steps as timesteps. Its own grid leads from the start (in img2img the last timestep) to the end."""
     predict = _calls(model, x, extra_args)
     alphas = model.inner_model.inner_model.alphas_cumprod
     grid = torch.linspace(float(timesteps[-1]) if is_img2img else 999, 0, len(timesteps) + 1)
@@ -264,7 +264,7 @@ class ModelSampler(Sampler):
         self.last_latent = None
 
     def run(self, p, x, cond, uncond, steps, **schedule):
-        """Hand the sampling function what it has parameters for."""
+        """Call the sampling function with the values that it has parameters for."""
         self.p = self.model_wrap_cfg.p = p
         self.model_wrap_cfg.step = 0
         parameters = inspect.signature(self.func).parameters
@@ -314,9 +314,9 @@ class TimestepSampler(ModelSampler):
 
 
 def img2img_steps(p, steps=None):
-    """Steps of the whole schedule, and the index of the one to start from, counted from the end.
+    """Returns the steps of the whole schedule, and the index of the first one, counted from the end.
 
-    By default the steps asked for are shortened to the denoising strength; the hires pass makes all of its own ones.
+    By default the denoising strength shortens the steps asked for. The hires pass makes all of its own steps.
     """
     strength = min(p.denoising_strength, 0.999)
     if steps is None:

@@ -1,4 +1,4 @@
-"""What all samplers have in common: how a sampling is launched, and ended early."""
+"""The common part of all samplers: how a sampling is launched, and how it ends early."""
 
 from modules.shared import state
 

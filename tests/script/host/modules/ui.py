@@ -1,4 +1,4 @@
-"""The page with its two tabs, and what its Generate buttons do."""
+"""The page with its two tabs and their Generate buttons."""
 
 import html
 import json
@@ -10,7 +10,7 @@ from modules.ui_components import InputAccordion
 
 
 def create_ui(script_paths, defaults=None):
-    """defaults: what "Settings > Defaults" has saved, label -> value."""
+    """Build the page. defaults: the values that "Settings > Defaults" has saved, label -> value."""
     scripts.load_scripts(script_paths)
     script_callbacks.before_ui_callback()
     with gr.Blocks() as demo:
@@ -24,7 +24,7 @@ def create_ui(script_paths, defaults=None):
 
 
 def load_defaults(runner, saved):
-    """Give the controls their saved values, as a file of JSON has them."""
+    """Give the controls their saved values, as they are in a JSON file."""
     for control in runner.inputs:
         if type(control) in (gr.Slider, gr.Radio, gr.Checkbox, InputAccordion) and control.label in saved:
             control.value = json.loads(json.dumps(saved[control.label]))
@@ -41,7 +41,7 @@ JOBS = {
 
 
 def generate(tab, values, **fields):
-    """Run a job with these values of the tab's controls. Returns pictures, infotext and the text under the pictures."""
+    """Run a job with these values of the tab's controls. Returns images, infotext and the text under them."""
     p = JOBS[tab](**fields)
     p.scripts = runners()[tab]
     p.script_args = values

@@ -1,4 +1,4 @@
-"""An accordion that can be used as an input: a hidden checkbox, and the accordion that follows it."""
+"""An accordion that is also an input: a hidden checkbox, and the accordion that follows its value."""
 
 import gradio as gr
 

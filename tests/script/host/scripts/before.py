@@ -1,4 +1,4 @@
-"""Another extension's script, loaded before ToDo: it has controls, so ToDo's arguments do not begin at 1."""
+"""Another extension's script, loaded before ToDo. Because of its controls, ToDo's arguments do not begin at 1."""
 
 import gradio as gr
 from modules import scripts

@@ -1,4 +1,4 @@
-"""A job for each of several prompts. What it returns is made of the job itself, though copies of it were run."""
+"""A job for each of several prompts. The result is built from the job itself, although only copies of it were run."""
 
 from copy import copy
 

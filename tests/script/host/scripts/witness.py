@@ -1,8 +1,8 @@
-"""Another extension's script, loaded after ToDo: it calls who wants to look at the host in the middle of a job."""
+"""Another extension's script, loaded after ToDo: it calls functions that look at the host in the middle of a job."""
 
 from modules import script_callbacks, scripts
 
-watchers = []  # called with the name of the moment and what the host hands over there
+watchers = []  # each is called with the moment's name and the object that the host hands over there
 
 
 def _watch(moment, subject):

@@ -37,7 +37,7 @@ class Script(scripts.Script):
         return "X/Y/Z plot"
 
 
-shown = []  # what the page shows of each plot: a copy of its first result, to which all images are added
+shown = []  # the result that the page shows for each plot: a copy of its first one, with all images
 
 
 def option(label):
@@ -45,7 +45,7 @@ def option(label):
 
 
 def axis_values(option, text):
-    """The values that a user's text means: separated by commas; numbers also as ranges "start-end (+step)"."""
+    """Read the values in a user's text. Commas separate them; numbers may be ranges "start-end (+step)"."""
     values = []
     for part in text.split(","):
         part = part.strip()
@@ -72,7 +72,7 @@ def plot(p, *axes):
         cells = [(*cell, (axis, x, xs)) for cell in cells for x in xs]
     results = []
     for cell in cells:
-        pc = copy(p)  # so the cells share the job's dictionaries
+        pc = copy(p)  # a shallow copy: the cells share the job's dictionaries
         for axis, x, xs in cell:
             axis.apply(pc, x, xs)
         try:

@@ -1,8 +1,7 @@
-"""Test-only extension: says over HTTP what really happens inside the WebUI, without any help of the extension tested.
+"""Test-only extension: tells over HTTP what happens inside the WebUI, without any help from the tested extension.
 
-While a recording runs or a fault is armed, plain hooks sit on the U-Net that the host is about to call. They only
-look: nothing that passes through them is changed, so images are the same with and without them. Nothing is hooked
-otherwise.
+While a recording runs or a fault is armed, plain hooks sit on the U-Net that the host is about to call. They change
+nothing that passes through them, so images are the same with and without them. At other times nothing is hooked.
 
 Every route waits for the host's queue, so that it runs between generations and never beside one.
 """
@@ -36,7 +35,7 @@ class Probe:
         self.handles = []
         self.observers = {}  # id of a U-Net or ControlNet -> hooked modules and the handles of the hooks
         self.unet = None
-        self.denoiser = lambda: None  # a weak reference to that of the pass being sampled: each pass has its own
+        self.denoiser = lambda: None  # a weak reference to the present pass's denoiser: each pass has its own
         self.reset()
 
     def reset(self):
@@ -48,14 +47,14 @@ class Probe:
     def forget(self):
         """Empty the record."""
         self.calls, self.between, self.generations = [], [], []
-        self.row_sets = {}  # rows -> number: the same few sets of rows come again in every layer and step
+        self.row_sets = {}  # rows -> number: the same few sets of rows recur in all layers and steps
         self.samplings = 0
         self.denoiser = lambda: None
 
     # ---- hooks
 
     def before_unet(self, params):
-        """The host is about to call the U-Net: after a refiner or hires checkpoint switch it may be another one."""
+        """Observe the U-Net that the host is about to call. A switch to a refiner or hires checkpoint may change it."""
         if not self.recording and self.fault is None:
             return
         denoiser = params.denoiser
@@ -90,10 +89,10 @@ class Probe:
         self.handles.append(unet.register_forward_hook(self.unet_returned))
 
     def attach_controls(self):
-        """ControlNets are encoders that lie anywhere but in the U-Net."""
-        # by the type itself: isinstance asks proxies, whose objects may be gone
+        """Observe the ControlNets: encoders that lie anywhere but in the U-Net."""
+        # look at the type itself: isinstance asks proxies, whose objects may be gone
         for module in [o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module)]:
-            parts = vars(module).get("_modules") or {}  # reForge takes models that it has done with to pieces
+            parts = vars(module).get("_modules") or {}  # reForge dismantles models that it no longer needs
             if "input_blocks" in parts and "output_blocks" not in parts and id(module) not in self.attached:
                 self.attached[id(module)] = module
                 self.handles.append(module.register_forward_pre_hook(self.control_observer(len(self.attached))))
@@ -105,9 +104,9 @@ class Probe:
         return control_called
 
     def observe(self, root, prefix=""):
-        """Look at the projections of this model in its call under way, in front of and behind all that others do.
+        """Observe this model's projections during the present call, in front of and behind everyone else's hooks.
 
-        Registered anew for each call: by now all others have registered theirs.
+        The hooks are registered again for each call: by now all others have registered theirs.
         """
         self.stop_observing(id(root))
         observers = self.observers[id(root)] = []
@@ -133,14 +132,15 @@ class Probe:
     def stop_observing(self, root):
         for module, handle in self.observers.pop(root, ()):
             handle.remove()
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):  # some extensions put other ones in place
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):  # some extensions replace these dicts
                 hooks.pop(handle.id, None)
 
     def projection_observers(self, layer, key, heads):
-        """The hooks on a projection: functions, because extensions ask every hook for its name.
+        """The hooks on a projection. They are functions, because extensions ask every hook for its name.
 
-        The first one sees the tokens that the self-attention hands over, the second one what the projection makes of
-        those that are left of them, the third one what the self-attention gets.
+        The first one sees the tokens that the self-attention hands over.
+        The second one sees the tokens that are left of them, and the projection's result.
+        The third one sees the result that the self-attention gets.
         """
         seen = {}
 
@@ -165,7 +165,7 @@ class Probe:
 
     def unet_called(self, module, args):
         self.observe(module)
-        # Forge runs ControlNets before the U-Net, the WebUI's extension within its call.
+        # Forge runs ControlNets before the U-Net's call, the WebUI's extension within it.
         self.call = {**self.place, "call": self.calls_of_pass, "layers": self.early}
         self.open, self.early, self.in_unet = {}, [], True
         self.calls_of_pass += 1
@@ -181,7 +181,7 @@ class Probe:
         self.in_unet = False
 
     def projected(self, name, key, heads, given, left, made, taken):
-        """A projection of a self-attention has run."""
+        """Note that a projection of a self-attention has run."""
         layer = self.open.setdefault(name, {"layer": name, "grid": self.grid, "heads": heads})
         layer[key] = list(taken.shape[:2])
         if key == "to_k" and self.fault and self.fault.get("inside"):
@@ -193,10 +193,13 @@ class Probe:
             (self.call["layers"] if self.in_unet else self.early).append(layer)
 
     def rows(self, given, left, made, taken, heads):
-        """Which given token each taken key or value comes from, as a number of a set of such lists.
+        """Find the given token that each taken key or value comes from (-1: none). Returns the number of this row set.
 
-        Per batch entry and head; a single list stands for heads that are all alike. -1: from none.
-        left: the tokens that the projection has got, maybe fewer than were given. made: what it has made of them.
+        A row set has a list for each batch entry and head. A single list stands for heads that are all alike.
+        given: the tokens that the self-attention hands over.
+        left: the tokens that the projection gets, maybe fewer.
+        made: the projection's result.
+        taken: the keys or values that the self-attention gets.
         """
         found = []
         for tokens, lefts, mades, takens in zip(*map(arrays, (given, left, made, taken)), strict=True):
@@ -224,18 +227,18 @@ class Probe:
             raise RuntimeError("probe: injected fault")
         {"interrupt": shared.state.interrupt, "skip": shared.state.skip}[fault["action"]]()
 
-    # ---- what scripts are told
+    # ---- the moments of which scripts are told
 
     def moment(self, name, p):
         if self.recording and self.fingerprints:
             self.between.append({"moment": name, "pass": pass_name(p), "leftovers": fingerprint(self.hook_ids())})
 
     def generation_ended(self, p, processed):
-        self.fault = None  # one that has not fired by now must not hit a later generation
+        self.fault = None  # a fault that has not fired by now must not hit a later generation
         if self.recording:
             self.generations.append(
                 {
-                    "processed": processed,  # other scripts may write into it after us
+                    "processed": processed,  # other scripts may still write into it
                     "not_json": [name for name, value in vars(p).items() if not survives_json(value)],
                     "attributes": sorted(vars(p)),
                 }
@@ -268,12 +271,12 @@ class Probe:
 
 
 def arrays(tensor):
-    """A tensor's entries as they can be compared byte by byte."""
+    """A tensor's entries in a form that can be compared byte by byte."""
     return tensor.detach().float().cpu().numpy()
 
 
 def sources(rows, copies):
-    """Which row each of the others is an exact copy of: the first one where several are alike, -1 for none."""
+    """For each of the others, the first row that it is an exact copy of, or -1 for none."""
     places = {}
     for i, row in enumerate(rows):
         places.setdefault(row.tobytes(), i)
@@ -286,9 +289,9 @@ def current_unet():
 
 
 def sampler_loop():
-    """Where the sampler is in its loop over the steps: its function and the number there, read off the running frames.
+    """The sampler's place in its loop over the steps: its function and the number there, read from the running frames.
 
-    The outermost function called by the host's launch_sampling that counts is the sampler's.
+    The sampler's function is the outermost one called by the host's launch_sampling that counts.
     """
     frames, frame = [], sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "launch_sampling":
@@ -307,7 +310,7 @@ def checkpoint_name(model):
 
 
 def finite(number):
-    """As JSON can have it: some samplers of the forks compute no number with this kind of model."""
+    """A number that JSON allows: with these models some samplers of the forks compute NaN."""
     return float(number) if math.isfinite(number) else None
 
 
@@ -327,7 +330,7 @@ def survives_json(value):
 
 
 def fingerprint(own_hooks=()):
-    """Everything that a patch could have left on models and classes, as text per place, to be compared for equality."""
+    """Everything that a patch could have left on models and classes: place -> text, to be compared for equality."""
     places = {}
     for checkpoint, root in watched_models().items():
         for name, module in root.named_modules():
@@ -370,16 +373,16 @@ def describe_hooks(hooks, own_hooks):
 
 
 def label(value):
-    """What a callable is. Modules are told by their class, the rest by name and identity: wrapping changes both."""
+    """Name a value. Modules go by their class, the rest by name and identity, because wrapping changes both."""
     if isinstance(value, torch.nn.Module):
         return type(value).__qualname__
-    function = getattr(value, "__func__", value)  # a bound method is a new object at every look
+    function = getattr(value, "__func__", value)  # a bound method is a new object each time
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}.{name}@{id(function):x}"
 
 
 def watched_models():
-    """All models that the host holds, or on Forge, where they are put together for each use, the U-Net that runs."""
+    """All models that the host holds. On Forge, which puts them together for each use, the U-Net that runs."""
     if hasattr(shared.sd_model, "forge_objects"):
         return {checkpoint_name(shared.sd_model): current_unet()}
     models = [*sd_models.model_data.loaded_sd_models, shared.sd_model]
@@ -387,7 +390,7 @@ def watched_models():
 
 
 def found(module, *names):
-    """These attributes of a module, or the module itself: what of it this host has."""
+    """Look up these attributes of a module, or the module itself. Returns the ones that this host has."""
     try:
         module = importlib.import_module(module)
     except ImportError:
@@ -423,7 +426,7 @@ def watched_modules():
 
 
 def shrink_sd3(folder):
-    """Let the host make SD3's text encoders and VAE in the sizes of the tiny checkpoint, with tokenizers from there."""
+    """Let the host make SD3's text encoders and VAE in the tiny checkpoint's sizes, and take its tokenizers."""
     from modules.models.sd3 import other_impls, sd3_cond, sd3_impls
 
     sizes = json.loads((folder / "sd3.json").read_text(encoding="utf-8"))
@@ -438,11 +441,11 @@ def shrink_sd3(folder):
             setattr(module, name, tokenizer)
 
 
-# ---- what Forge and its kin have the sizes of in their code
+# ---- models whose sizes are in the code of Forge and its kin
 
 
 def shrink_text_encoders(layers):
-    """Give text encoders of these widths so many layers."""
+    """Set the number of layers of text encoders of these widths."""
     from transformers import CLIPTextConfig
 
     init = CLIPTextConfig.__init__
@@ -457,7 +460,7 @@ def shrink_text_encoders(layers):
 
 
 def shrink_forge_sd3(changes, folder):
-    """Let Forge take SD3's parts from a copy, in this folder, of what it knows of them, with these changes."""
+    """Let Forge read the configs of SD3's parts from a copy in this folder, with these changes."""
     if not (found("backend.loader") and found("huggingface_guess.model_list", "SD3")):
         return
     from backend import loader
@@ -484,7 +487,7 @@ def shrink_controlnet(configs):
 
 
 def add_zero_unet():
-    """Offer one that the host's option sd_unet calls "probe: zeros"."""
+    """Offer a U-Net that the host's option sd_unet calls "probe: zeros"."""
     from modules import sd_unet
 
     class ZeroUnet(sd_unet.SdUnet):
@@ -498,7 +501,7 @@ def add_zero_unet():
     script_callbacks.on_list_unets(lambda unets: unets.append(ZeroUnetOption()))
 
 
-# ---- what the host calls
+# ---- the callbacks and the script
 
 probe = Probe()
 
@@ -553,14 +556,14 @@ def add_routes(demo, app):
             probe.reset()
 
     def options(names: str):
-        """Values of the host's options; its own API keeps silent about those that were never set."""
+        """Values of the host's options. The host's own API leaves out options that were never set."""
         return {name: getattr(shared.opts, name) for name in names.split(",")}
 
     def memory():
-        """Megabytes: of this process, and of the tensors that are alive. And the number of ToDo's own objects."""
+        """The memory of this process and of all living tensors, in megabytes, and the number of ToDo's own objects."""
         gc.collect()
         if hasattr(allocator := ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim"):
-            allocator.malloc_trim(0)  # what is free, but kept for later, is not in use
+            allocator.malloc_trim(0)  # memory that is freed, but kept for later, does not count
         objects = gc.get_objects()
         tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
         ours = sum(str(type(o).__module__).startswith("todo_lib") for o in objects)
@@ -569,7 +572,7 @@ def add_routes(demo, app):
         return {"resident": resident / 1e6, "tensors": sum(storages.values()) / 1e6, "ours": ours}
 
     def optimizers():
-        """The names of the attention optimisations that run on this machine, as the option wants them."""
+        """The names of the attention optimisations that run on this machine, as the option takes them."""
         return [optimizer.title() for optimizer in sd_hijack.optimizers]
 
     def xyz_axes():
@@ -595,7 +598,7 @@ def add_routes(demo, app):
 
 
 def exit_with_stdin():
-    """End this WebUI when the test run at the other end of its standard input is gone, however that ended."""
+    """End this WebUI when the test run at the other end of its standard input has ended, in whatever way."""
     while sys.stdin.buffer.read(1):
         pass
     os._exit(1)

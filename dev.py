@@ -26,7 +26,7 @@ FAST_TESTS = ("tests/todo_lib", "tests/script")
 
 
 def run(*args):
-    """Run the environment's Python with these arguments, end this program if that fails."""
+    """Run the environment's Python with these arguments. If it fails, end this program with its status."""
     print("+ python", *args, flush=True)
     status = subprocess.call([str(PYTHON), *args], cwd=str(ROOT))
     if status:
@@ -34,6 +34,7 @@ def run(*args):
 
 
 def has_pip():
+    """Whether the environment exists and can install packages."""
     return PYTHON.exists() and not subprocess.call([str(PYTHON), "-m", "pip", "--version"], stdout=subprocess.DEVNULL)
 
 
@@ -47,7 +48,7 @@ def prepare(group):
     if not has_pip() and subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]):
         sys.exit(f"{sys.executable} could not make a virtual environment in {VENV}")
     pip = ("-m", "pip", "install", "--disable-pip-version-check")
-    run(*pip, "pip>=25.1")  # the first with --group
+    run(*pip, "pip>=25.1")  # the first version with --group
     run(*pip, "--group", group)
     if group != "lint":
         run(*pip, "--no-deps", "--group", "ldm")

@@ -1,4 +1,4 @@
-"""Nothing to install: the WebUI bundles all that ToDo needs. This only says so where the WebUI's torch is too old."""
+"""Nothing to install: the WebUI bundles all that ToDo needs. This only complains where the WebUI's torch is too old."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -18,12 +18,14 @@ from todo_lib.webui.plan_view import PlanView  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
-# The callback without which no sampling can be reached. Without its controls the script is off for good.
+# Samplings are announced through this callback. Where the host has none, ToDo shows no controls and stays off.
 TOO_OLD = not hasattr(scripts.Script, "process_before_every_sampling")
 TOO_OLD_MESSAGE = "ToDo needs version 1.10 of the WebUI, or a newer one. In this version it does nothing."
 
 
 class ToDoScript(scripts.Script):
+    """The script as the host sees it. Each callback hands its work on to `todo_lib.webui`."""
+
     def __init__(self):
         self.plan_view = PlanView()
 
@@ -65,7 +67,7 @@ class ToDoScript(scripts.Script):
         warn_of_foreign(args)
 
     def process(self, p, *args):
-        windows.close_windows(p)  # of a generation of p before this one that has failed
+        windows.close_windows(p)  # an earlier generation of p may have failed and left them open
         settings = enabled_settings(args)
         if settings:
             comment.begin(p)
@@ -78,7 +80,7 @@ class ToDoScript(scripts.Script):
         try:
             settings = settings_from(args)
         except SettingsError:
-            settings = None  # to be refused by every sampling
+            settings = None  # every sampling refuses them
         if settings and not settings.enabled:
             return
         if settings:  # again: another script may have changed the arguments
@@ -95,13 +97,14 @@ class ToDoScript(scripts.Script):
 
     def postprocess(self, p, processed, *args):
         windows.close_windows(p)
-        # Where all images were made elsewhere, process() was not called: the arguments alone tell what was wanted.
+        # process() was not called where other machines made all images. The arguments alone tell what was wanted.
         if settings := enabled_settings(args):
             comment.end(p, processed)
             workers.check(processed, texts.texts_for(p, settings))
 
 
 def keep_fractions(demo, app):
+    """Let the sliders for fractions keep a float as their value in all tabs, now that the page is made."""
     for tab in infotext_utils.paste_fields.values():
         pasting.keep_fractions(tab["fields"] or [])
 

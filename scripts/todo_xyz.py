@@ -22,7 +22,7 @@ def _axis(xyz_grid, field):
     def confirm(p, xs):
         for x in xs:
             field.check(_value_of(field, x))
-        # Copies of p share it, and so do the later axes.
+        # Copies of p share this dictionary, and the later axes add to it.
         vars(p).setdefault("todo_axes", {})[field.name] = [_value_of(field, x) for x in xs]
 
     def apply(p, x, xs):
@@ -61,13 +61,13 @@ def _value_of(field, x):
 
 
 def _place(p):
-    """Where the script's arguments are among those of all scripts."""
+    """The slice of ToDo's arguments among those of all scripts."""
     script = next(script for script in p.scripts.alwayson_scripts if script.title() == "ToDo")
     return slice(script.args_from, script.args_to)
 
 
 def _hints(p):
-    """What people have to know of a plot with these axes, whichever of its cells they look at."""
+    """Yield hints that hold for a whole plot with these axes, whichever of its cells people look at."""
     axes = p.todo_axes
     values = {field.name: field.default for field in FIELDS} | values_by_name(p.script_args[_place(p)])
     names = ", ".join(map(_label, axes))

@@ -1,4 +1,4 @@
-"""Copies of a U-Net's encoder that run in front of it (ControlNet): how they are found."""
+"""How copies of a U-Net's encoder that run in front of it (ControlNets) are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EncoderWatch:
     A copy of the encoder hands its results to the U-Net, so it has to run in that window. Nothing else tells a
     ControlNet from the modules that merely exist.
 
-    found: called with each copy before its first call is under way, once for each copy.
+    found: called with each copy once, just before the copy runs for the first time.
     """
 
     def __init__(self, found: Callable[[nn.Module], None]):
@@ -28,19 +28,20 @@ class EncoderWatch:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def start(self, unet: nn.Module) -> None:
-        """Look on until the U-Net's first block runs, or until `stop`."""
+        """Watch until the U-Net's first block runs, or until `stop`. A U-Net without `input_blocks` is not watched."""
         self.stop()
         if hasattr(unet, "input_blocks"):
             self._handles.append(register_module_forward_pre_hook(self._before_module))
             self._handles.append(unet.input_blocks[0].register_forward_pre_hook(lambda *args: self.stop()))
 
     def stop(self) -> None:
+        """Watch no longer, and remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def forget(self) -> None:
-        """Stop, and take every copy for a new one from now on."""
+        """Stop, and forget the copies found so far: each counts as new from now on."""
         self.stop()
         self._known.clear()
 
@@ -51,5 +52,5 @@ class EncoderWatch:
         self._known.append(module)
         try:
             self._found(module)
-        except Exception:  # it is somebody's module of another kind, which must run all the same
+        except Exception:  # a module of another kind, which must run all the same
             logger.debug("%s has input_blocks, but is no copy of an encoder", type(module).__name__, exc_info=True)

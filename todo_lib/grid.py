@@ -23,6 +23,9 @@ def kept_rows(size: int, kept: int, place: int = 0, places: int = 1) -> list[int
 
     p = (2 * place + 1) / (2 * places), so 1/2 for the paper's grid. Computed in whole numbers: 32-bit floats can fall
     one row short where the product is exactly whole.
+
+    kept: from 1 to `size`.
+    place: from 0 to places - 1.
     """
     return [(2 * places * i + 2 * place + 1) * size // (2 * places * kept) for i in range(kept)]
 
@@ -48,7 +51,7 @@ def head_offset(step: int, head: int, places: int) -> tuple[int, int]:
     """The offset of one of the attention heads of a layer at a sampling step, both counted from 0.
 
     The order goes on by one from step to step, and by places - 1 from head to head. That number has no divisor in
-    common with places * places, so up to as many heads have offsets of their own.
+    common with places * places, so up to places * places heads have offsets of their own.
     """
     return offset(step + (places - 1) * head, places)
 
@@ -76,6 +79,6 @@ def kept_tokens(
 
 def _on(device: torch.device | str | None, numbers: list[int]) -> torch.Tensor:
     tensor = torch.tensor(numbers)
-    if torch.device(device or "cpu").type == "cuda":  # from other memory than this the copy would wait
+    if torch.device(device or "cpu").type == "cuda":  # a copy from memory that is not pinned would wait
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

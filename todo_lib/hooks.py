@@ -26,9 +26,10 @@ Hook = Callable[[nn.Module, Args, torch.Tensor], torch.Tensor | None]
 
 
 def gather(tokens: torch.Tensor, index: torch.Tensor, heads: int = 1) -> torch.Tensor:
-    """Keep these tokens, other ones for each head: (B, N, C) and (n * heads,) -> (B, n, C).
+    """Keep n of the N tokens, other ones for each head: (B, N, C) -> (B, n, C).
 
-    index: positions in the sequence of all tokens' heads, token by token.
+    index: (n * heads,) positions among the N * heads parts of the tokens, token by token.
+    heads: how many parts of C / heads channels a token has; must divide C.
     """
     if heads == 1:
         return tokens.index_select(1, index)
@@ -37,14 +38,18 @@ def gather(tokens: torch.Tensor, index: torch.Tensor, heads: int = 1) -> torch.T
 
 
 class Step(NamedTuple):
-    """A sampling step. number: i, counted from 0 in each pass. position: i / n, at least 0 and below 1."""
+    """A sampling step.
+
+    number: i, counted from 0 in each pass.
+    position: i / n, at least 0 and below 1.
+    """
 
     number: int
     position: float
 
 
 class Downsampling(Protocol):
-    """What the hooks of all transformers share. It is the same for a whole sampling step."""
+    """The part that the hooks of all transformers share. Its answers are the same for a whole sampling step."""
 
     report: Report
     moving: bool
@@ -59,7 +64,7 @@ class Downsampling(Protocol):
         """The grid (h, w) that is kept of a grid (H, W) at this depth."""
 
     def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
-        """What `gather` is to keep of a sequence of `grids` whole grids at this step."""
+        """The index for `gather`: the tokens to keep of `grids` whole grids (H, W) at this step."""
 
 
 class TransformerHooks:
@@ -67,7 +72,7 @@ class TransformerHooks:
 
     A moving grid is gathered behind the key and value projections, as each head keeps tokens of its own. The paper's
     grid is gathered in front of them, so that these shrink too. A projection that another patch computes has to see all
-    tokens, so there it is gathered behind as well.
+    tokens, so the paper's grid is gathered behind it.
 
     transformer: see `todo_lib.unet`.
     downsampling: asked in every call.
@@ -111,7 +116,7 @@ class TransformerHooks:
         x = args[0] if args else kwargs.get("x")
         if not active or not isinstance(x, torch.Tensor):
             return
-        grid = (int(x.shape[-2]), int(x.shape[-1]))  # tensors while a trace is made
+        grid = (int(x.shape[-2]), int(x.shape[-1]))  # sizes are tensors while a trace is made
         self._kept = self._downsampling.kept_grid(self._depth, grid)
         if self._kept == grid:
             return
@@ -125,7 +130,7 @@ class TransformerHooks:
 
     def _attention_hook(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
         def before_attention(attn: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            """See whether the self-attention was handed something that counts on all keys."""
+            """Note a reason where this call hands the self-attention something that counts on all keys."""
             if self._grid is None or self._reasons.get(name) is Reason.COMPUTATION:
                 return
             self._reasons.pop(name, None)
@@ -155,7 +160,7 @@ class TransformerHooks:
         return in_front, behind
 
     def _shorten_once(self, name: str, projection: nn.Module, tokens: torch.Tensor) -> torch.Tensor | None:
-        """Shorten the tokens in front of `to_k` and `to_v`, which mostly are the same, a single time."""
+        """Shorten the tokens in front of `to_k` and `to_v`: only once where both take the same ones."""
         if self._gathered and self._gathered[0] is not projection and self._gathered[1] is tokens:
             kept = self._gathered[2]
             self._gathered = None

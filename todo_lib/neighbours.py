@@ -1,6 +1,6 @@
 """Other patches of the same U-Net: how to tell that one of them computes a self-attention itself.
 
-Such a patch may rely on there being as many keys as queries, so its self-attentions are left to it.
+A patch that does so may rely on there being as many keys as queries, so its self-attentions are left to it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def computation(attn: nn.Module) -> object:
 def known_computations(transformers: Iterable[SpatialTransformer]) -> set[object]:
     """The computations that take any number of keys, as they stand at the beginning of a pass.
 
-    One that serves cross-attentions too is an attention implementation. One that most self-attentions have, and that
-    holds the `forward` which it replaced, is a wrapper that stays for good.
+    A computation that serves cross-attentions too is an attention implementation. The one that most self-attentions
+    have is a wrapper that stays for good, if it holds the `forward` which it replaced.
     """
     transformers = list(transformers)
     blocks = [block for transformer in transformers for block in transformer.module.transformer_blocks]
@@ -64,8 +64,8 @@ def is_computed_differently(attn: nn.Module, known: Container[object]) -> bool:
 def projects_itself(projection: nn.Module) -> bool:
     """Whether another patch has set a `forward` of its own on this projection, which may count the tokens.
 
-    ControlNet-LLLite joins them with an embedding of the whole grid. A `forward` that was put back by setting it is
-    the class's own.
+    ControlNet-LLLite joins them with an embedding of the whole grid. The class's own `forward` does not count: a patch
+    that is gone may have put it back by setting it.
     """
     own = vars(projection).get("forward")
     return own is not None and getattr(own, "__func__", own) is not type(projection).forward
@@ -92,17 +92,17 @@ def counts_on_all_keys(args: Sequence[Any], kwargs: dict[str, Any], grid: tuple[
         return Reason.MASK
     if context is None or x is None or context is x:
         return None
-    if len(context) != len(x):  # queries in tiles, which make them more batches: the tiles' keys are not ours to choose
+    if len(context) != len(x):  # another patch has cut the queries into tiles, as more batches, and chooses their keys
         return Reason.TOKENS
     grids, rest = divmod(int(context.shape[1]), grid[0] * grid[1])
-    # As many tokens as four grids are one grid of twice the resolution as well.
+    # As many tokens as four or nine grids have could also be one grid of two or three times the resolution.
     if not rest and grids > 1 and math.isqrt(grids) ** 2 == grids and not _has_grid(context, x, grids):
         return Reason.TOKENS
     return None
 
 
 def _has_grid(context: torch.Tensor, x: torch.Tensor, grids: int) -> bool:
-    """Whether x is one of the grids that this context would be made of. The values tell, which waits for the device."""
+    """Whether x is one of the grids that this context would be made of. Comparing the values waits for the device."""
     if context.shape[2:] != x.shape[2:] or context.shape[1] != grids * x.shape[1]:
         return False
     same = context.unflatten(1, (grids, -1)) == x[:, None]
@@ -115,7 +115,7 @@ def is_computed_by_hooks(attn: nn.Module) -> bool:
     One hook takes the keys or values that the projections make, another one of the same origin replaces the output.
     Either hook alone only looks on, or changes what the self-attention itself has made.
     """
-    if not attn._forward_hooks:  # asked in every call, and mostly so
+    if not attn._forward_hooks:  # the usual case, and this is asked in every call
         return False
     takers = {_module_of(hook) for layer in (attn.to_k, attn.to_v) for hook in layer._forward_hooks.values()}
     return any(_module_of(hook) in takers for hook in attn._forward_hooks.values())
@@ -153,7 +153,7 @@ def _leads_to_replaced_forward(function: Any, attn: nn.Module, wrappers: int = 4
 
 
 def _held_by(function: Any) -> Iterator[Any]:
-    """What a function closes over or has as defaults, a partial one as arguments, a callable object as attributes."""
+    """Yield all that a function closes over or has as defaults, a partial one as arguments, an object as attributes."""
     if isinstance(function, types.MethodType):
         yield function.__func__
     elif isinstance(function, types.FunctionType):

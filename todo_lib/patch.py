@@ -20,10 +20,10 @@ from todo_lib.unet import SpatialTransformer, spatial_transformers
 class Patch:
     """Context manager: while it is on, the U-Net's self-attentions see fewer keys and values. It can be used again.
 
-    All queries stay. Keys and values are projected from the tokens that `todo_lib.grid` keeps (paper, section 3.1).
-    The grid is that of each very call, taken from the input (B, C, H, W) of the spatial transformer. Tokens that are k
-    whole grids are downsampled grid by grid. All others belong to another patch (tiles, merged tokens) and stay as
-    they are. So do the tokens of a self-attention that another patch computes itself.
+    All queries stay. Keys and values are those of the tokens that `todo_lib.grid` keeps (paper, section 3.1). The grid
+    is read anew in each call, from the input (B, C, H, W) of the spatial transformer. Tokens that are k whole grids are
+    downsampled grid by grid. All others belong to another patch (tiles, merged tokens) and stay as they are. So do the
+    tokens of a self-attention that another patch computes itself.
 
     Copies of the U-Net's encoder that run in front of it (ControlNet) are patched likewise, if `before_unet` tells
     when the U-Net is about to be called.
@@ -31,7 +31,7 @@ class Patch:
     Only forward hooks are installed. Each is removed by its own handle: in any order, beside anybody else's.
 
     unet: see `todo_lib.unet.spatial_transformers`.
-    settings: `enabled` and `passes` are the caller's to obey.
+    settings: the caller has to obey `enabled` and `passes` itself.
     step: returns the current sampling `Step`. It is asked once for every call of a spatial transformer.
     """
 
@@ -61,7 +61,7 @@ class Patch:
             self._unet = unet
             self._install()
         if self._handles:
-            # Here too, as the U-Net may reuse what it computed before, and run no self-attention.
+            # Noted here too: a U-Net that reuses what it computed before may run no self-attention.
             self.report.unet_called(self.step().position)
             self._encoders.start(unet)
 
@@ -77,7 +77,7 @@ class Patch:
         return kept_size(grid[0], factor), kept_size(grid[1], factor)
 
     def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
-        """What `gather` is to keep of a sequence of `grids` whole grids at this step: (grids * h * w * heads,).
+        """The index for `gather`, (grids * h * w * heads,): which tokens of `grids` whole grids stay at this step.
 
         Made once, as the calls and offsets of a sampling repeat themselves.
         """

@@ -15,9 +15,11 @@ from todo_lib.unet import SpatialTransformer, grid_after, spatial_transformers
 class DepthPlan:
     """One depth of a U-Net: its token grid (H, W), the key grid kept of it, and the work that means.
 
-    factor: the downsample factor, 1 where the depth stays dense. layers: number of self-attentions. dense_work and
-    work: multiply-adds of all their two matrix products (scores and weighted sum) for one image in one U-Net call,
-    2 * queries * keys * channels each, without and with downsampling.
+    factor: the downsample factor, 1 where the depth stays dense.
+    layers: number of self-attentions.
+    dense_work: their multiply-adds for one image in one U-Net call, 2 * queries * keys * channels each (scores and
+        weighted sum), without downsampling.
+    work: the same with downsampling.
     """
 
     depth: int
@@ -30,9 +32,11 @@ class DepthPlan:
 
 
 def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> list[DepthPlan]:
-    """What `settings` will do to `unet` on a latent of (H, W), depth by depth; empty where it has no self-attention.
+    """The plan of each depth, from the largest grid on. The list is empty for a U-Net without self-attention.
 
-    A latent pixel is 8 pixels of the image. Each halving of a U-Net rounds odd sizes up.
+    `enabled`, `start`, `end` and `passes` make no difference to it.
+
+    latent_size: (H, W); a latent pixel is 8 pixels of the image. Each halving of a U-Net rounds odd sizes up.
     """
     depths: dict[int, list[SpatialTransformer]] = {}
     for transformer in spatial_transformers(unet):

@@ -1,4 +1,4 @@
-"""What a patch has done, and how to say it to people."""
+"""The report: all that a patch has done, and the line that says it to people."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import Enum
 
 from todo_lib.grid import Grid
 
-# Names of self-attentions begin so where they are not the U-Net's own but those of a copy of its encoder.
+# The names of a ControlNet's self-attentions begin so. It is a copy of the U-Net's encoder.
 CONTROL = "ControlNet"
 
 
 class Reason(Enum):
-    """Why a self-attention was left to another patch. The value is what people read of it."""
+    """Why a self-attention was left to another patch. People read the value."""
 
     TOKENS = "that tiles or merges their tokens"
     COMPUTATION = "that computes their attention itself"
@@ -22,15 +22,15 @@ class Reason(Enum):
 
 @dataclass
 class Report:
-    """What a patch has done so far. The patch tells it by the verbs below; people read `str(report)`.
+    """All that a patch has done so far. The patch tells it by the verbs below; people read `str(report)`.
 
     planned_steps: the number of steps that the sampling is to have; None where that is not known.
     transformers: the number of spatial transformers with self-attention that the U-Net has.
     ran: whether any of them within max depth has run.
-    in_range: whether one has run at a step between start and end.
+    in_range: whether any of them has run at a step between start and end.
     steps: the positions i / n at which the U-Net was called.
     active_steps: the positions at which a self-attention was downsampled.
-    control_steps: those at which one of a ControlNet was; it may take part in some steps only.
+    control_steps: the positions at which a self-attention of a ControlNet was; it may take part in some steps only.
     layers: (depth, grid, kept grid) -> names of the self-attentions downsampled so. Grids are (H, W).
     left_layers: reason -> names of the self-attentions left to another patch for it.
     """

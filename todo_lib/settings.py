@@ -48,7 +48,7 @@ class Field:
 
     @property
     def allowed(self) -> str:
-        """What the setting may be, in words."""
+        """The allowed values, in words."""
         if self.choices:
             return "one of " + ", ".join(map(repr, self.choices))
         if isinstance(self.default, bool):
@@ -82,7 +82,7 @@ def _setting(default: Value, label: str, help: str, **spec: Any) -> Any:
 class Settings:
     """The settings, in the order of the controls and of the positional API arguments.
 
-    What each may be is said here once. `FIELDS` lists it for all that need it.
+    Their defaults, texts and allowed values stand here alone. `FIELDS` lists them for all that need them.
     Raises SettingsError for a wrong type or range and, when enabled, for an `end` below `start`.
     """
 
@@ -174,7 +174,8 @@ class Settings:
         """The factor at a depth (1 is the largest grid) whose grid is (H, W).
 
         Where `factor` is 0, `factor_for` the grid. Otherwise `factor` at depth 1 and `deeper_factor` below. A
-        `deeper_factor` of 0 stands for half the factor of the depth above, at least 1.
+        `deeper_factor` of 0 stands for half the factor of the depth above, at least 1. Depths beyond `max_depth` have
+        factor 1.
         """
         if depth > self.max_depth:
             return 1.0

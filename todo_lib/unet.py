@@ -14,8 +14,10 @@ from todo_lib.grid import Grid
 class SpatialTransformer:
     """A spatial transformer of a U-Net that has self-attention.
 
-    name: its path in the U-Net. halvings: how often the latent has been halved before it. depth: rank of its token
-    grid among those with self-attention, the largest being 1. attentions: path in the U-Net -> the `attn1`.
+    name: its path in the U-Net.
+    halvings: how often the latent has been halved before it.
+    depth: rank of its token grid among those with self-attention, the largest being 1.
+    attentions: path in the U-Net -> the `attn1`.
     """
 
     name: str
@@ -32,8 +34,8 @@ def spatial_transformers(unet: nn.Module, depths: dict[int, int] | None = None) 
     `to_v`. Blocks with `disable_self_attn` and temporal attention are no self-attention over a grid and are left out.
     The list is empty for models without such modules (SD3).
 
-    depths: halvings -> depth, for a copy of an encoder: a depth is a rank among the grids of the U-Net itself, and a
-    copy may lack some of them. What lies on a grid that is not in there is left out.
+    depths: halvings -> depth in the U-Net, for a copy of its encoder, which may lack some of the grids. Transformers on
+        other grids are left out.
     """
     found = [(name, module, halvings, _self_attentions(name, module)) for name, module, halvings in _walk(unet)]
     found = [entry for entry in found if entry[3]]
@@ -44,7 +46,10 @@ def spatial_transformers(unet: nn.Module, depths: dict[int, int] | None = None) 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a U-Net. halvings: how often the latent has been halved before the grid that it works on."""
+    """A block of a U-Net.
+
+    halvings: how often the latent has been halved before the grid that it works on.
+    """
 
     module: nn.Module
     halvings: int

@@ -16,7 +16,7 @@ def unet_work(unet: nn.Module, latent_size: Grid, context_tokens: int = PROMPT_T
     """The multiply-adds of one U-Net call, dense, for one image: convolutions, linear layers and all attentions.
 
     latent_size: (H, W); a latent pixel is 8 pixels of the image.
-    context_tokens: of the prompt, after all its chunks are joined.
+    context_tokens: the number of the prompt's tokens, all its chunks joined.
     """
     blocks = list(blocks_of(unet))
     inside = {module for block in blocks for module in block.module.modules()}
@@ -33,7 +33,7 @@ def unet_work(unet: nn.Module, latent_size: Grid, context_tokens: int = PROMPT_T
 
 def _block_work(block: Block, latent_size: Grid, context_tokens: int) -> int:
     grid = grid_after(latent_size, block.halvings)
-    doubled = 2 * grid[0], 2 * grid[1]  # where an odd size was rounded up, this is cut afterwards
+    doubled = 2 * grid[0], 2 * grid[1]  # an odd size that was rounded up is cut afterwards
     modules = list(block.module.modules())
     upsampling = {inner for m in modules if type(m).__name__ == "Upsample" for inner in m.modules()}
     transformers = [m for m in modules if hasattr(m, "transformer_blocks")]
@@ -65,7 +65,7 @@ def _transformer_work(transformer: nn.Module, tokens: int, context_tokens: int) 
 
 
 def _attentions(transformer: nn.Module, tokens: int, context_tokens: int) -> Iterator[tuple[nn.Module, int]]:
-    """Each attention with the number of its keys."""
+    """Yield each attention with the number of its keys."""
     for block in transformer.transformer_blocks:
         yield block.attn1, context_tokens if getattr(block, "disable_self_attn", False) else tokens
         yield block.attn2, context_tokens

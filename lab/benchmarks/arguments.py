@@ -10,7 +10,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add --device and --dtype."""
+    """Add --device, which offers the devices that this machine has, and --dtype."""
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--device", choices=there, default=there[-1], help=f"here {' or '.join(there)}")
     parser.add_argument("--dtype", choices=DTYPES, help="fp32 on a CPU, else fp16, if not given")
@@ -22,7 +22,7 @@ def dtype_of(options: argparse.Namespace) -> str:
 
 
 def check_size(parser: argparse.ArgumentParser, name: str, size: int) -> None:
-    """End the program unless this value of argument `name` can be a side of an image, in pixels."""
+    """End the program unless `size`, the value of argument `name`, can be a side of an image in pixels."""
     if size < 64 or size % 64:
         parser.error(f"argument {name}: {size} is not allowed: it must be a multiple of 64 from 64 on")
 

@@ -63,7 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 @torch.inference_mode()
 def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None:
-    """Call each way until the store has so many rounds at each size."""
+    """Call the U-Net in each way until the store has so many rounds at each size.
+
+    sizes: pixels a side.
+    """
     unet = make_unet(layout)
     control = ControlNet(unet)
     small = make_inputs(layout, 128, 128)  # first calls are slower
@@ -87,7 +90,7 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
 
 
 def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
-    """Downsample what runs in front of the U-Net too, which the patch finds when told of a call, as in the WebUI."""
+    """ToDo that is told of a call of the U-Net, as in the WebUI. It then finds the ControlNet in front, too."""
 
     @contextlib.contextmanager
     def applied(unet: nn.Module) -> Iterator[None]:
@@ -99,7 +102,10 @@ def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
 
 
 def keys_of(seen: dict[int, set[tuple[int, int]]]) -> list[int]:
-    """The numbers of keys at depth 1, from what `counted` has seen."""
+    """The numbers of keys at depth 1, sorted.
+
+    seen: the result of `counted`.
+    """
     return sorted({keys for _, keys in seen[1]})
 
 

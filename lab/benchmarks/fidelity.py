@@ -86,7 +86,7 @@ class Scenario:
     size: pixels a side.
     sampler: a name in `SAMPLERS`.
     steps: of the sampler's schedule.
-    hires: whether only the last ones of these are made, of an image that was drawn at half the size and enlarged.
+    hires: whether it is a hires pass: the last of these steps alone, from an image drawn at half the size and enlarged.
     """
 
     size: int
@@ -109,7 +109,7 @@ class Scenario:
         return len(shortened(SAMPLERS[self.sampler].schedule(self.steps), STRENGTH)) - 1
 
     def start(self, model: Emoji, prompt: str) -> torch.Tensor | None:
-        """The latent that a hires pass begins from, enlarged as the WebUI's upscaler "Latent" does it."""
+        """The latent that a hires pass begins from, enlarged as by the WebUI's upscaler "Latent". Else None."""
         if not self.hires:
             return None
         first = Scenario(self.size // 2, self.sampler, self.steps).draw(model, prompt)
@@ -122,9 +122,13 @@ class Scenario:
         progress: Callable[[float], None] = lambda position: None,
         start: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The final latent."""
+        """The final latent (1, 4, H/8, W/8).
+
+        progress: told the position i / n before each step.
+        start: see `start`.
+        """
         seed = PROMPTS.index(prompt)
-        # A hires pass has noise of its own, as it is of another size.
+        # A hires pass has noise of its own, as its size is another one.
         noise = model.noise((self.size, self.size), seed)
         return sample(model, [prompt], noise, self.sampler, self.steps, GUIDANCE, progress, start, STRENGTH, seed)
 
@@ -155,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
-    """The arguments that benchmarks have in common that draw images."""
+    """A parser with the arguments of all benchmarks that draw images."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", type=int, default=LARGE_SIZE, help="pixels a side, a multiple of 64")
@@ -237,7 +241,13 @@ def missing(prompt: str, cell: dict, names: list[str], pictures: Path) -> list[s
 
 @dataclass
 class Drawn:
-    """An image: its final latent, its pixels as (H, W, 3) bytes, and seconds and keys of a U-Net call."""
+    """An image.
+
+    latent: the final one, (1, 4, H/8, W/8).
+    pixels: (H, W, 3) bytes.
+    seconds: of a U-Net call, on average.
+    keys: see `counted`.
+    """
 
     latent: torch.Tensor
     pixels: np.ndarray
@@ -248,7 +258,7 @@ class Drawn:
 def draw_by(
     method: Method, model: Emoji, prompt: str, scenario: Scenario, start: torch.Tensor | None, progress: Progress
 ) -> Drawn:
-    """Draw by a method, and count keys meanwhile."""
+    """Draw by a method, and count keys meanwhile. `start` is that of a hires pass, or None."""
     torch.manual_seed(PROMPTS.index(prompt))  # tomesd draws from it which tokens to merge into
     with method.applied(model.unet), counted(model.unet) as keys:
         begin = clock()
@@ -258,7 +268,7 @@ def draw_by(
 
 
 def figures(drawn: Drawn, dense: Drawn) -> dict:
-    """All that is kept of an image. JSON has no infinite numbers: a `psnr` of None is infinite."""
+    """All figures that are kept of an image. JSON has no infinite numbers: a `psnr` of None is infinite."""
     error = ((drawn.latent - dense.latent).norm() / dense.latent.norm()).item()
     found = {"error": error, **compare(drawn.pixels, dense.pixels)}
     return {
@@ -270,7 +280,7 @@ def figures(drawn: Drawn, dense: Drawn) -> dict:
 
 
 def file_of(pictures: Path, prompt: str, method: str) -> Path:
-    """Where an image is kept that is shown."""
+    """The file of an image that is shown."""
     return pictures / f"{prompt}, {method.replace('/', '-')}.png"
 
 

@@ -22,7 +22,7 @@ from todo_lib.unet import spatial_transformers
 class Method:
     """A way to run a U-Net.
 
-    name: in results and charts. It tells all that makes a difference to the outcome.
+    name: in results and charts. It tells everything that makes a difference to the outcome.
     applied: takes the U-Net and returns a context, in which calls of the U-Net are made this way.
     """
 

@@ -97,8 +97,8 @@ def watched(unet: nn.Module) -> Iterator[dict[int, list[tuple[float, float]]]]:
 def similarities(tokens: torch.Tensor) -> tuple[float, float]:
     """Mean cosine similarity of neighbours (right and below), and of any two different tokens of the same image.
 
-    The latter takes all pairs: the squared sum of N unit vectors is the sum of the cosines of all N * N pairs. In N of
-    these a token is paired with itself.
+    Any two: the squared sum of N unit vectors is the sum of the cosines of all N * N pairs. In N of these a token is
+    paired with itself.
 
     tokens: (B, H, W, C) with H * W > 1.
     """

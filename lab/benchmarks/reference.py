@@ -83,7 +83,7 @@ def measure(layout: Layout, cases: list[tuple], rounds: int, reference: types.Mo
 
 
 def load(folder: Path) -> types.ModuleType:
-    """Import their merge.py. Packages that it imports but does not use here are empty ones, made up for the moment."""
+    """Import their merge.py. Packages that it imports, but does not use here, are made up for the moment."""
     made = {
         "diffusers": {},
         "diffusers.models": {},

@@ -47,6 +47,7 @@ NAMES = {"paper": "ToDo, paper", "1.5 x paper": "ToDo, 1.5 x", "moving": "ToDo, 
 
 
 def main() -> None:
+    """Write all tables and charts."""
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     save_chart(load("speed")["results"])
@@ -74,7 +75,7 @@ def machine(name: str) -> str:
 
 
 def cells(results: dict, model: str) -> dict[str, dict]:
-    """Size and precision -> the cell of this model, from small to large."""
+    """Size and precision -> the cell of this model, from the smallest size to the largest."""
     found = {key.removeprefix(f"{model}, "): cell for key, cell in results.items() if key.startswith(f"{model}, ")}
     return dict(sorted(found.items(), key=lambda item: int(item[0].split()[0])))
 

@@ -3,9 +3,9 @@
     latents = sample(load(), ["red apple"], noise, "DPM++ 2M")
 
 A latent x at noise level sigma is the clean latent plus sigma times white noise, the notation of Karras et al.,
-"Elucidating the Design Space of Diffusion-Based Generative Models" (2022, arXiv 2206.00364). With the share alpha of
-the picture that the model's schedule has, sigma is sqrt((1 - alpha) / alpha), and the U-Net's own input is
-x / sqrt(sigma^2 + 1).
+"Elucidating the Design Space of Diffusion-Based Generative Models" (2022, arXiv 2206.00364). The model's schedule has
+alpha, the squared share of the image in the noisy latent. So sigma is sqrt((1 - alpha) / alpha), and the U-Net's own
+input is x / sqrt(sigma^2 + 1).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Sampler:
 
     schedule: number of steps n -> the n + 1 sigmas that they lead through, falling, the last one 0.
     run: (denoiser, latent at the first sigma, sigmas, noise, tell) -> the latent at the last one. noise() draws white
-    noise of the latent's shape, for samplers that add some in each step.
+        noise of the latent's shape, for samplers that add some in each step.
     """
 
     schedule: Callable[[int], list[float]]
@@ -42,13 +42,13 @@ class Sampler:
 
 
 class Progress:
-    """The sampling step under way, of which a sampler tells the position alone."""
+    """The number and position of the step under way. A sampler tells the position alone."""
 
     def __init__(self):
         self.step = Step(0, 0.0)
 
     def begin(self, position: float) -> None:
-        """A step begins, or with position 0 a whole sampling."""
+        """Note that a step begins. Position 0 begins a new sampling."""
         self.step = Step(self.step.number + 1 if position else 0, position)
 
 
@@ -88,11 +88,11 @@ def sample(
 
 
 def denoiser(model: Emoji, texts: list[str], guidance: float) -> Denoiser:
-    """The model with classifier-free guidance, of whose predicted velocity the clean latent is made."""
+    """The model with classifier-free guidance. It predicts the velocity, from which the clean latent follows."""
     context = torch.cat([model.prompts([""] * len(texts)), model.prompts(texts)])
 
     def denoise(latent: torch.Tensor, sigma: float) -> torch.Tensor:
-        scale = math.hypot(1, sigma)  # the length of a picture of variance 1 with its noise
+        scale = math.hypot(1, sigma)  # the standard deviation of a latent of variance 1 with its noise
         time = torch.full((2 * len(texts),), timestep(sigma))
         without, prompted = model.unet((latent / scale).repeat(2, 1, 1, 1), time, context).chunk(2)
         velocity = without + guidance * (prompted - without)
@@ -124,13 +124,13 @@ def karras(steps: int, rho: float = 7.0) -> list[float]:
 
 
 def with_zero_last(steps: int) -> list[float]:
-    """Sigmas of as many whole timesteps, in even distances, as the model's own `Emoji.sample` takes."""
+    """Sigmas of the whole timesteps, in even distances, that the model's own `Emoji.sample` takes, and 0."""
     times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
     return [*_sigmas()[times[:-1]].tolist(), 0.0]
 
 
 def shortened(sigmas: list[float], strength: float) -> list[float]:
-    """The last floor(strength * steps) + 1 steps: what AUTOMATIC1111's WebUI makes of a schedule in img2img."""
+    """The sigmas of the last floor(strength * steps) + 1 steps, as AUTOMATIC1111's WebUI takes them in img2img."""
     steps = len(sigmas) - 1
     return sigmas[max(0, steps - int(min(strength, 0.999) * steps) - 1) :]
 
@@ -188,7 +188,7 @@ SAMPLERS = {
 
 
 def _steps(sigmas: list[float], tell: Tell):
-    """The two sigmas of each step, told of before it is made."""
+    """Yield the two sigmas of each step, after its position has been told."""
     for i, pair in enumerate(itertools.pairwise(sigmas)):
         tell(i / (len(sigmas) - 1))
         yield pair

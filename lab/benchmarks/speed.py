@@ -34,8 +34,8 @@ LAYOUTS = {layout.name: layout for layout in (SD15, SDXL)}
 SIZES = (512, 768, 1024, 1536, 2048)
 RESET = Path("/proc/self/clear_refs")  # of Linux
 
-# Pixels -> the paper's factors at depths 1 and 2, as its authors' demo has them. It ends at 2048, and at 4096 as many
-# keys remain as there.
+# Pixels -> the paper's factors at depths 1 and 2, as its authors' demo has them. The demo ends at 2048. At 4096 these
+# factors leave as many keys as there are at 2048.
 PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}
 SMALLER = (2, 1)  # the demo's at 1024, and ours below
 MOVING = (2, 3, 4)
@@ -47,8 +47,8 @@ def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
     "paper" and "1.5 x paper" keep the same tokens at every step. "moving" has the default settings, and "moving 2" and
     so on differ from these by the factor alone.
 
-    The paper does not have SDXL, whose depth 1 is at half of the latent's side. There the paper's factors are halved,
-    to no less than 1.5 at depth 1.
+    The paper has no factors for SDXL, whose depth 1 is at half of the latent's side. There its factors are halved, to
+    no less than 1.5 at depth 1.
     """
     first, second = PAPER.get(size, SMALLER)
     if not layout.transformers[0]:
@@ -113,7 +113,7 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
         if not missing:
             continue
         inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
-        # A GPU chooses its kernels by size, and what it does not have yet it loads and allocates in the first call.
+        # A GPU chooses its kernels by size, and the first call loads and allocates all that is not there yet.
         first = inputs if device == "cuda" else make_inputs(layout, 128, 128, device, DTYPES[dtype])
         for method in methods.values():
             attempt(unet, first, method, {"seconds": []})
@@ -129,7 +129,7 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
 
 
 def pending(found: dict[str, dict], rounds: int) -> Iterator[tuple[int, str]]:
-    """The rounds and names of the calls that are missing, each looked for when the one before has been made.
+    """Yield the (round, name) of each missing call. Whether it is missing is seen after the call before.
 
     A run that goes on begins with dense in any case, as all others are compared with its output.
     """
@@ -147,7 +147,10 @@ def difference(output: torch.Tensor, dense: torch.Tensor) -> float | None:
 
 
 def refuse_more_than_there_is() -> None:
-    """Let a method fail that needs more memory than the machine has. Linux would grant it, and then end the program."""
+    """Limit memory to what the machine has, so that a method that needs more fails.
+
+    Without the limit Linux would grant the memory, and then end the program.
+    """
     with contextlib.suppress(ImportError, AttributeError):  # Windows
         import resource
 
@@ -193,8 +196,10 @@ def clock(device: torch.device | str = "cpu") -> float:
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """The list has the peak of the memory afterwards, in bytes beyond what was taken before. It is empty where the
-    system does not tell."""
+    """Yield a list that holds the peak of the memory afterwards, in bytes beyond the memory taken before.
+
+    The list stays empty where the system does not tell.
+    """
     gc.collect()
     taken: list[int] = []
     if device.type == "cuda":
@@ -233,17 +238,17 @@ def blocks_shown(unet: nn.Module, calls: int) -> Iterator[tqdm]:
 
 
 def ratio(cell: dict, role: str) -> float:
-    """How many times as fast as dense the method in this role is, by medians."""
+    """How many times as fast as dense the method in this role is, by medians; nan where one was not measured."""
     return median(cell, "dense") / median(cell, role)
 
 
 def median(cell: dict, role: str) -> float:
-    """Seconds of a call by the method in this role. They are nan where there are none."""
+    """The median seconds of a call by the method in this role, nan where there are none."""
     return statistics.median(entry_of(cell, role)["seconds"] or [math.nan])
 
 
 def entry_of(cell: dict, role: str) -> dict:
-    """The results of the method in this role. They are empty where the cell was measured without the role."""
+    """The results of the method in this role, without any seconds where the cell was measured without the role."""
     return cell["methods"].get(cell["roles"].get(role), {"seconds": []})
 
 

@@ -21,7 +21,7 @@ class Store:
 
     Raises SystemExit where the file was made on another machine or with other versions: such figures do not compare.
 
-    results: what the benchmark puts there. The keys name everything that a figure depends on besides the machine.
+    results: filled by the benchmark. The keys name everything that a figure depends on besides the machine.
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu"):

@@ -46,7 +46,7 @@ def make_unet(
 ) -> UNetModel:
     """A U-Net of this layout. The same seed draws the same weights."""
     depth = max(layout.transformers)
-    with torch.device("meta"):  # drawing twice would take a minute for SDXL
+    with torch.device("meta"):  # drawing the weights twice would take a minute for SDXL
         unet = UNetModel(
             image_size=32,
             in_channels=4,
@@ -88,7 +88,7 @@ def make_inputs(
     layout: Layout, width: int, height: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
     batch: int = 1, seed: int = 0,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Arguments of a call for `batch` images of width x height pixels, all of them noise."""
+    """Arguments of a call for `batch` images of width x height pixels, multiples of 8. All of them are noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape):
@@ -106,7 +106,7 @@ def make_inputs(
 
 @torch.no_grad()
 def _draw(unet: nn.Module, seed: int) -> None:
-    """Draw the weights as wide as PyTorch does. None is left at zero, so that each layer counts in the output.
+    """Draw the weights, as wide as PyTorch draws them. No matrix stays at zero, so that each layer counts.
 
     Projections to queries and keys are drawn larger. Attention would otherwise be a mere average of all tokens, and
     hardly show that most keys are gone.
@@ -121,7 +121,7 @@ def _draw(unet: nn.Module, seed: int) -> None:
 
 
 class TimeEmbedding(nn.Sequential):
-    """The embedding of the timestep. It takes the waves that ldm makes in fp32, whatever the weights are in."""
+    """The embedding of the timestep. ldm hands it waves in fp32, whatever the precision of the weights."""
 
     def forward(self, waves: torch.Tensor) -> torch.Tensor:
         return super().forward(waves.to(self[0].weight.dtype))

@@ -32,7 +32,12 @@ LONGEST_NAME = 100  # letters that prompts may take in the name of a file
 
 @dataclass
 class Drawn:
-    """One picture: latent (1, 4, H/8, W/8), pixels as (H, W, 3) bytes, and the seconds that the sampling took."""
+    """One image.
+
+    latent: (1, 4, H/8, W/8).
+    pixels: (H, W, 3) bytes.
+    seconds: the time that the sampling took.
+    """
 
     latent: torch.Tensor
     pixels: np.ndarray
@@ -101,7 +106,12 @@ def draw(
     settings: Settings,
     bar: tqdm | None = None,
 ) -> tuple[Drawn, Report]:
-    """A picture of (width, height) pixels, and what the patch did to it; without any where settings are not enabled."""
+    """Draw an image, and report what the patch has done: nothing where the settings are not enabled.
+
+    size: (width, height) in pixels, multiples of 64.
+    seed: of the noise that the image begins with.
+    bar: goes on by one with each step.
+    """
     step = Step(0, 0.0)
 
     def begin_step(share: float) -> None:
@@ -122,7 +132,7 @@ def draw(
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(H, W, 3) bytes: white where two pictures are the same."""
+    """(H, W, 3) bytes, of the same shape as the two images: white where they are the same."""
     difference = np.abs(first.astype(int) - second)
     return (255 - DIFFERENCE_SCALE * difference).clip(0, 255).astype(np.uint8)
 

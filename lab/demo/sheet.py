@@ -1,4 +1,4 @@
-"""Pictures side by side, each with a caption, in one file."""
+"""Images side by side, each with a caption, in one file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ TITLE, HEADING, TEXT, SMALL = 24, 19, 16, 14  # sizes of the letters in pixels
 
 
 def save_sheet(path: Path, title: str, note: str, rows: dict[str, list[tuple[np.ndarray, str]]]) -> None:
-    """Write one row for each heading, of (picture, caption): pictures are (H, W, 3) bytes and all of one size.
+    """Write images into one file, in rows. Nothing is resized: a pixel of an image is one of the sheet.
 
-    Captions have one line or two. Nothing is resized: a pixel of a picture is one of the sheet. The path's suffix says
-    in which format: .png keeps every pixel as it is, .webp takes a tenth of the space.
+    path: its suffix chooses the format. .png keeps every pixel as it is, .webp takes a tenth of the space.
+    rows: heading -> (image, caption) from left to right. Images are (H, W, 3) bytes, all of one size. Captions have one
+        line or two.
     """
     pictures = [picture for row in rows.values() for picture, _ in row]
     height, width = pictures[0].shape[:2]

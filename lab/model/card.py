@@ -1,4 +1,4 @@
-"""The pictures of the model card: python3 dev.py train card."""
+"""The images of the model card: python3 dev.py train card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ COLUMNS, CELL = 8, 64
 
 
 def save_sheet(path: Path, pictures: list[torch.Tensor], columns: int = COLUMNS, cell: int = CELL) -> None:
-    """pictures: (H, W, 3) bytes each, shown `cell` pixels wide."""
+    """Write images into one file, row by row.
+
+    pictures: (H, W, 3) bytes each.
+    columns: images in a row.
+    cell: pixels a side at which each is shown.
+    """
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
     for i, picture in enumerate(pictures):
@@ -30,14 +35,14 @@ def save_sheet(path: Path, pictures: list[torch.Tensor], columns: int = COLUMNS,
 
 
 def training_pictures() -> dict[str, torch.Tensor]:
-    """(64, 64, 3) bytes by caption, from the sheet."""
+    """Caption -> (64, 64, 3) bytes, read from the sheet of the model card."""
     sheet = torch.frombuffer(bytearray(Image.open(PICTURES).convert("RGB").tobytes()), dtype=torch.uint8)
     cells = sheet.view(-1, CELL, COLUMNS, CELL, 3).transpose(1, 2).flatten(0, 1)
     return dict(zip(CAPTIONS.values(), cells, strict=False))
 
 
 def distances(picture: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
-    """(N,): mean squared differences of (H, W, 3) bytes from each of N, all at 16 x 16 pixels."""
+    """Mean squared differences (N,) of an image from N others, all (H, W, 3) bytes, at 16 x 16 pixels."""
 
     def small(x):
         return F.interpolate(x.permute(2, 0, 1)[None].float() / 255, (16, 16), mode="area")
@@ -46,25 +51,29 @@ def distances(picture: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor
 
 
 def nearest(picture: torch.Tensor) -> str:
-    """The caption of the training picture that is most like this one."""
+    """The caption of the training image that is most like this one, (H, W, 3) bytes."""
     known = training_pictures()
     return list(known)[distances(picture, list(known.values())).argmin()]
 
 
 def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> int:
-    """A sheet of a picture of each caption; how many of them are nearest to their own training picture."""
+    """Draw and save an image of each caption; return how many are nearest to their own training image.
+
+    size: pixels a side that are drawn.
+    cell: pixels a side that are shown.
+    """
     drawn = {text: model.draw([text], (size, size), steps=steps)[0] for text in CAPTIONS.values()}
     save_sheet(path, list(drawn.values()), cell=cell)
     return sum(nearest(picture) == text for text, picture in drawn.items())
 
 
 def save_loss(work: Path) -> None:
-    """A chart for each stage that has been trained here."""
+    """Draw a chart for each stage that has a log in the folder `work`."""
     for name, (path, title) in LOSSES.items():
         log = work / f"{name}.jsonl"
         if not log.exists():
             continue
-        # Steps that were lost when a training was stopped are there twice.
+        # Steps that were lost when a training was stopped stand in the log twice.
         lines = {line["step"]: line for line in map(json.loads, log.read_text().splitlines())}.values()
         figure, ax = plt.subplots(figsize=(6, 3.5), constrained_layout=True)
         for key in dict.fromkeys(key for line in lines for key in line if key.startswith("loss")):

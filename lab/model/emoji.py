@@ -39,6 +39,8 @@ NATIVE_SIZE, LARGE_SIZE = 256, 512
 
 @dataclass
 class Emoji:
+    """The model: its three networks and its tokenizer."""
+
     unet: torch.nn.Module
     autoencoder: Autoencoder
     text_encoder: TextEncoder
@@ -46,11 +48,11 @@ class Emoji:
 
     @torch.inference_mode()
     def prompts(self, texts: list[str]) -> torch.Tensor:
-        """(B, 77, hidden_size): what the U-Net's cross-attention reads."""
+        """The texts as (B, 77, hidden_size), for the U-Net's cross-attention."""
         return self.text_encoder(self.tokenizer(texts))
 
     def noise(self, size: tuple[int, int], seed: int, count: int = 1) -> torch.Tensor:
-        """(count, 4, H/8, W/8) for a (width, height) in pixels."""
+        """White noise (count, 4, H/8, W/8), for `count` images of (width, height) pixels, multiples of 64."""
         width, height = size
         shape = (count, LATENT_CHANNELS, height // LATENT_SCALE, width // LATENT_SCALE)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -64,7 +66,12 @@ class Emoji:
         guidance: float = 2.0,
         progress: Callable[[float], None] = lambda share: None,
     ) -> torch.Tensor:
-        """Latents of the texts from noise (B, 4, h, w), by DDIM; progress(i / steps) is called before step i."""
+        """Latents (B, 4, h, w) of B texts, by DDIM.
+
+        noise: white, of the same shape.
+        guidance: scale of classifier-free guidance; 1 means none.
+        progress: told the position i / steps before step i.
+        """
         context = torch.cat([self.prompts([""] * len(texts)), self.prompts(texts)])
         alphas = alphas_cumprod()
         times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
@@ -82,18 +89,19 @@ class Emoji:
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) bytes."""
+        """Images (B, 8 h, 8 w, 3) in bytes, from latents (B, 4, h, w)."""
         pixels = self.autoencoder.decode(latents).clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
     def draw(
         self, texts: list[str], size: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE), seed: int = 0, **options
     ) -> torch.Tensor:
-        """(B, H, W, 3) bytes: one picture of (width, height) pixels for each text; see sample for the options."""
+        """One image of (width, height) pixels for each text, (B, H, W, 3) bytes. See `sample` for the options."""
         return self.decode(self.sample(texts, self.noise(size, seed, len(texts)), **options))
 
 
 def load(path: Path = CHECKPOINT) -> Emoji:
+    """The finished model, in single precision on the CPU."""
     tokenizer = Tokenizer.load(TOKENIZER)
     parts = {
         "unet": make_unet(),
@@ -109,10 +117,9 @@ def load(path: Path = CHECKPOINT) -> Emoji:
 
 
 def install(folder: Path) -> Path:
-    """Put the checkpoint into a folder that a WebUI looks into for checkpoints, and return it there.
+    """Put the checkpoint into a folder that a WebUI looks into for checkpoints, and return its path there.
 
-    The config tells where the tokenizer's files are. As it stands that is right for the WebUI's own folder; here it is
-    made right for any.
+    The config says where the tokenizer's files are: here, in the WebUI's own folder. The copy names this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(TOKENIZER, folder / TOKENIZER.name, dirs_exist_ok=True)

@@ -21,8 +21,8 @@ LATENT_CHANNELS, LATENT_SCALE = 4, 8  # a latent pixel is 8 pixels wide
 TIMESTEPS, LINEAR_START, LINEAR_END = 1000, 0.00085, 0.0120  # the noise schedule of SD 1.x
 PROMPT_TOKENS = 77
 
-# ldm normalises over 32 groups of channels. With 32 channels that is each by itself, which takes its mean away, and
-# with the means go the colours: 64 are the fewest that work, in the U-Net too.
+# ldm normalises over 32 groups of channels. With 32 channels each is a group by itself and loses its mean, and with the
+# means go the colours. 64 channels are the fewest that work, in the U-Net too.
 # No blocks at the encoder's levels, one at the decoder's: at full size even these take most of the time.
 AUTOENCODER = {
     "double_z": True,
@@ -45,7 +45,7 @@ TEXT = {
     "max_position_embeddings": PROMPT_TOKENS,
     "projection_dim": 96,
 }
-# One block a level where SD 1.x has two, and twice the channels at 1/8: large pictures are slow to train on, but their
+# One block a level where SD 1.x has two, and twice the channels at 1/8. Large images are slow to train on, but their
 # coarse grids are not, and the layout is decided there.
 UNET = {
     "image_size": 32,
@@ -79,6 +79,7 @@ class Autoencoder(nn.Module):
         return self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)[0]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W), about -1 to 1, of latents (B, 4, H/8, W/8)."""
         return self.decoder(self.post_quant_conv(latents))
 
 
@@ -137,7 +138,7 @@ class _TextLayer(nn.Module):
 class FastAttention(CrossAttention):
     """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`.
 
-    ldm's plain one holds all scores in memory, which are gigabytes for big pictures.
+    ldm's plain one holds all scores in memory: gigabytes for large images.
     """
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
@@ -150,6 +151,7 @@ class FastAttention(CrossAttention):
 
 
 def make_unet() -> UNetModel:
+    """The model's U-Net, with weights drawn at random."""
     unet = UNetModel(**UNET)
     for name, module in unet.named_modules():
         if name.endswith((".attn1", ".attn2")):
@@ -158,6 +160,6 @@ def make_unet() -> UNetModel:
 
 
 def alphas_cumprod() -> torch.Tensor:
-    """(1000,): the share of the picture in the noisy latent, squared, at each timestep."""
+    """(1000,): the share of the image in the noisy latent, squared, at each timestep."""
     betas = torch.linspace(LINEAR_START**0.5, LINEAR_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()

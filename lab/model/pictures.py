@@ -1,7 +1,7 @@
-"""The pictures that the model is trained on: 3D emoji of Microsoft's Fluent set, each with a caption.
+"""The images that the model is trained on: 3D emoji of Microsoft's Fluent set, each with a caption.
 
 They come from the npm package @lobehub/fluent-emoji-3d: 256 x 256 WebP files with transparency, named by code point.
-Microsoft's pictures and the package are MIT licensed.
+Microsoft's images and the package are MIT licensed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ OTHERS = [
 
 
 def read_package(path: Path | None = None) -> dict[str, Image.Image]:
-    """The pictures of the package by code point; fetched with npm where no file is given, checked in either case."""
+    """Code point -> image, for all images of the package.
+
+    path: the package's .tgz; fetched with npm where none is given.
+    Raises ValueError for a file with another checksum.
+    """
     data = fetch_package() if path is None else path.read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != SHA512:
         raise ValueError(f"{path or PACKAGE} is not the package that this script was written for")
@@ -87,7 +91,7 @@ def read_package(path: Path | None = None) -> dict[str, Image.Image]:
 
 
 def fetch_package() -> bytes:
-    """The package's .tgz, from wherever npm is set up to get packages."""
+    """The package's .tgz, from wherever npm is set up to get packages. Raises SystemExit where there is no npm."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit(f"npm is needed to fetch {PACKAGE}. Or get its .tgz in another way and give it as --package.")
@@ -98,7 +102,7 @@ def fetch_package() -> bytes:
 
 
 def on_white(picture: Image.Image, size: int) -> torch.Tensor:
-    """(3, size, size), -1 to 1: the picture on white, resized."""
+    """The image on white, resized: (3, size, size), from -1 to 1."""
     picture = picture.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
     white = Image.new("RGBA", picture.size, "white")
     pixels = np.asarray(Image.alpha_composite(white, picture).convert("RGB"))

@@ -24,11 +24,18 @@ PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.I
 
 
 class Tokenizer:
+    """Cuts prompts into tokens.
+
+    vocabulary: token -> its number.
+    ranks: pair of neighbours that is merged -> its place in the order of merges.
+    """
+
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]):
         self.vocabulary, self.ranks = vocabulary, {pair: rank for rank, pair in enumerate(merges)}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
+        """Read vocab.json and merges.txt."""
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
         return cls(vocabulary, [tuple(line.split()) for line in lines if line])
@@ -47,6 +54,7 @@ class Tokenizer:
         return cls({token: i for i, token in enumerate(tokens)}, merges)
 
     def save(self, folder: Path) -> None:
+        """Write vocab.json, merges.txt and tokenizer_config.json."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self.ranks), ""]
         (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -55,7 +63,7 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        """(B, 77): start, tokens, and ends as padding; what is too long is cut."""
+        """Token numbers (B, 77): start, tokens, and ends as padding. Longer texts are cut."""
         start, end = self.vocabulary[START], self.vocabulary[END]
         rows = []
         for text in texts:

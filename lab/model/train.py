@@ -59,7 +59,9 @@ def main() -> None:
 class Run:
     """A stage's clock, log and checkpoint. The clock counts the processor's time: a machine may have other work too.
 
-    share: how much of its time is over, 0 to 1.
+    kept: all that the checkpoint holds, each with `state_dict` and `load_state_dict`.
+    elapsed: seconds of work so far, those of earlier runs included.
+    share: how much of the stage's time is over, 0 to 1.
     """
 
     def __init__(self, name: str, minutes: float, **kept):
@@ -86,7 +88,7 @@ class Run:
         self.losses.setdefault(name, []).append(loss)
 
     def done(self, every: int = 50) -> bool:
-        """Count a step; whether the time is over."""
+        """Count a step, log and save now and then, and return whether the time is over."""
         self.step += 1
         over = self.elapsed >= self.seconds
         if self.step % every == 0 or over:
@@ -109,13 +111,15 @@ class Run:
 
 
 def learning_rate(share: float, top: float) -> float:
-    """Up within the first 2 % of the time, then down along a cosine."""
+    """The learning rate: up within the first 2 % of the time, then down along a cosine."""
     return top * min(1.0, share / 0.02 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share) + 0.01)
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    """The decoder, on the chosen pictures and some others. The encoder is not trained, so that latents are known at
-    once and train_unet can run beside this."""
+    """Train the decoder, on the chosen images and some others.
+
+    The encoder is not trained, so that latents are known at once and train_unet can run beside this.
+    """
     pictures = read_package(options.package)
     chosen, everything = [*CAPTIONS, *OTHERS], list(pictures)
     torch.manual_seed(0)
@@ -126,7 +130,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     if not run.step:
         run.save()
     while True:
-        # (pictures, pixels a side)
+        # (images, pixels a side)
         kinds = [(4, 64), (2, 128), (1, 256), (1, 512)]
         odds = [4, 4, 1, 0] if run.share < 0.4 else [0, 2, 6, 0.5]
         count, size = random.choices(kinds, odds)[0]
@@ -134,12 +138,12 @@ def train_autoencoder(options: argparse.Namespace) -> None:
         pixels = torch.stack([on_white(pictures[name], size) for name in names])
         with torch.no_grad():
             latents = model.encode(pixels)
-        # What the U-Net makes is never exact.
+        # The U-Net's latents are never exact.
         latents = latents + LATENT_NOISE * torch.rand(count, 1, 1, 1) * torch.randn_like(latents)
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             drawn = model.decode(latents).float()
         difference = drawn - pixels
-        # Edges count extra: they make a small picture look sharp, and the mean difference hardly knows them.
+        # Edges count extra: they make a small image look sharp, and the mean difference hardly knows them.
         edges = sum(difference.diff(dim=dim).abs().mean() for dim in (2, 3))
         loss = difference.abs().mean() + difference.square().mean() + edges
         for group in optimizer.param_groups:
@@ -155,10 +159,10 @@ def train_autoencoder(options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def make_autoencoder(pictures: dict) -> Autoencoder:
-    """An autoencoder whose latents are mean colours, and which draws a blurred picture from them.
+    """An autoencoder whose latents are mean colours, and which draws a blurred image from them.
 
-    Pixels are averaged on the way to the latents and spread smoothly on the way back; what the residual blocks add is
-    next to nothing at first. The last layers of both ways are fitted.
+    Pixels are averaged on the way to the latents and spread smoothly on the way back. The residual blocks add next to
+    nothing at first. The last layers of both ways are fitted.
     """
     model = Autoencoder()
     average = torch.zeros(3, 3)
@@ -199,7 +203,11 @@ def make_autoencoder(pictures: dict) -> Autoencoder:
 
 
 def fit(conv: nn.Conv2d, call: Callable[[], None], wanted: torch.Tensor) -> None:
-    """Set the 3 x 3 convolution, which this call runs, so that its first channels are nearest to those wanted."""
+    """Fit a 3 x 3 convolution by least squares, so that its first channels are nearest to those wanted.
+
+    call: runs the convolution once.
+    wanted: (B, channels, H, W) of its output.
+    """
     inputs = []
     with conv.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
         call()
@@ -216,8 +224,8 @@ def fit(conv: nn.Conv2d, call: Callable[[], None], wanted: torch.Tensor) -> None
 def oppose(conv: nn.Conv2d) -> None:
     """Make every second output channel the negative of the one before.
 
-    The norms take away the mean of each pair of channels over the picture, and with it the colours, and learning a
-    way around them takes very long. Opposite channels have none.
+    The norms take away the mean of each pair of channels over the image, and with it the colours. Learning a way around
+    that takes very long. Opposite channels have no mean to lose.
     """
     conv.weight[1::2] = -conv.weight[::2]
     conv.bias[1::2] = -conv.bias[::2]
@@ -231,12 +239,15 @@ def finished_autoencoder() -> Autoencoder:
 
 @torch.no_grad()
 def encode(model: Autoencoder, pictures: dict, names: list[str], size: int) -> torch.Tensor:
-    """(names, 4, size / 8, size / 8)"""
+    """Latents (N, 4, size / 8, size / 8) of the N images of these names, at `size` pixels a side."""
     return torch.cat([model.encode(on_white(pictures[name], size)[None]) for name in names])
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    """First on the native latents, then on large ones as well. The text encoder stays as it was drawn."""
+    """Train the U-Net, first on latents of the native size, then on large ones as well.
+
+    The text encoder stays as it was drawn.
+    """
     cache = WORK / "latents.pt"
     if not cache.exists():
         pictures = read_package(options.package)
@@ -264,8 +275,8 @@ def train_unet(options: argparse.Namespace) -> None:
 
     def batch_loss(size: int, count: int) -> torch.Tensor:
         chosen = torch.randint(len(CAPTIONS), (count,))
-        # Spread over the schedule, more where there is more noise, the more so the larger the picture: what is drawn is
-        # decided there. At last evenly, for what has little noise left is speckled else.
+        # Timesteps are spread over the schedule, more of them where there is more noise: the layout is decided there.
+        # This is stronger for larger images. In the end they are spread evenly, or images come out speckled.
         power = 1 if run.share > 0.8 else SPREAD[size]
         times = ((torch.arange(count) + torch.rand(count)) / count) ** power * TIMESTEPS
         times = times.long().clamp(max=TIMESTEPS - 1)
@@ -300,10 +311,10 @@ def train_unet(options: argparse.Namespace) -> None:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: the momentum of each matrix is brought near to the nearest orthogonal matrix, so that a step goes equally
-    far in all directions. After 150 steps on 16 x 16 latents the loss was less than a third of Adam's.
+    """Muon: the momentum of each matrix is brought near to the nearest orthogonal matrix.
 
-    Keller Jordan's, https://kellerjordan.github.io/posts/muon/; torch.optim.Muon refuses convolutions.
+    So a step goes equally far in all directions. After 150 steps on 16 x 16 latents the loss was less than a third of
+    Adam's. Muon is Keller Jordan's, https://kellerjordan.github.io/posts/muon/; torch.optim.Muon refuses convolutions.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float = 0.02, momentum: float = 0.95):
@@ -329,9 +340,9 @@ class Muon(torch.optim.Optimizer):
 def pyramid_noise(count: int, size: int) -> torch.Tensor:
     """(count, 4, size, size): white noise, half of it with coarse noise on top.
 
-    Even the noisiest latents that are trained on hold a little of the picture, and a large picture's layout can be read
-    from that. The noise that sampling starts from has no such hint: a model that learned to trust it would draw what
-    it happens to see there. Coarse noise hides the hint.
+    Even the noisiest latents that are trained on hold a little of the image, and a large image's layout can be read
+    from that hint. The noise that sampling starts from has none. A model that learned to trust the hint would draw
+    whatever it happens to see there. Coarse noise hides the hint.
     """
     noise = torch.randn(count, LATENT_CHANNELS, size, size)
     strength = 0.5 * (torch.rand(count, 1, 1, 1) - 0.5).clamp(min=0)
@@ -352,15 +363,15 @@ def make_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
         for name, module in unet.named_modules():
             if name == "input_blocks.0.0" or (name.startswith("output") and name.endswith("skip_connection")):
                 oppose(module)
-        # Most of the 77 tokens are ends. With zeros for them and no biases, what they have after the layers is nothing
-        # but the words before them, which the norm brings to full size: all tokens say what is wanted, untrained.
+        # Most of the 77 tokens are ends. With zeros for them and no biases, after the layers they hold nothing but the
+        # words before them. The norm brings that to full size: all tokens say what is wanted, without any training.
         text = text_encoder.text_model
         for name, weight in text.named_parameters():
             if name.endswith("bias"):
                 weight.zero_()
         text.embeddings.position_embedding.weight.zero_()
         text.embeddings.token_embedding.weight[[tokenizer.vocabulary[token] for token in (START, END)]] = 0
-        # The WebUI scales prompts with emphasis back to their mean, which must not be next to nothing for that.
+        # The WebUI scales prompts with emphasis back to their mean. That mean must not be next to nothing.
         text.final_layer_norm.bias += 0.2
     text_encoder.requires_grad_(False)
     return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
@@ -385,7 +396,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def make_card(options: argparse.Namespace) -> None:
-    """Draw the pictures of the model card."""
+    """Draw the images of the model card."""
     pictures = read_package(options.package)
     shown = [(on_white(pictures[name], card.CELL) + 1) * 127.5 for name in CAPTIONS]
     card.save_sheet(card.PICTURES, [picture.round().byte().permute(1, 2, 0).contiguous() for picture in shown])
@@ -397,7 +408,7 @@ def make_card(options: argparse.Namespace) -> None:
 
 
 def config() -> dict:
-    """What the WebUI makes the model from."""
+    """The config from which the WebUI makes the model."""
 
     def node(target, **params):
         return {"target": target, "params": params}
@@ -434,7 +445,7 @@ BF16 = True
 LATENT_NOISE = 0.2
 SPREAD = {32: 0.75, 64: 0.5}
 TEMPLATES = ["{}", "{}", "a {}"]
-# Up to this share of the time: (latent size, pictures) of a step. Each fits in a processor core's own cache.
+# Up to this share of the time: (latent size, images) of a step. Each fits in a processor core's own cache.
 PHASES = [(0.1, [(32, 8)]), (1.0, [(32, 8), (64, 2)])]
 
 STAGES = {"autoencoder": train_autoencoder, "unet": train_unet, "export": export, "card": make_card}

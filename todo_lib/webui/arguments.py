@@ -18,9 +18,9 @@ NAMES = tuple(field.name for field in FIELDS)
 def settings_from(args: Sequence[Any]) -> Settings:
     """Settings from positional arguments. Missing ones at the end take their defaults.
 
-    A mapping in the first place names settings, goes before the positional values, and switches on unless it says
-    `"enabled": False`.
-    Where ToDo is not asked for, all else is left unread: it may be another extension's list.
+    A mapping in the first place gives settings by name. It overrules the positional values, and switches ToDo on unless
+    it says `"enabled": False`.
+    Where ToDo is not asked for, the other arguments are left unread: they may be another extension's.
     Raises SettingsError for a wrong value, an unknown name or too many values.
     """
     values = values_by_name(args)
@@ -35,7 +35,7 @@ def settings_from(args: Sequence[Any]) -> Settings:
 
 
 def values_by_name(args: Sequence[Any]) -> dict[str, Any]:
-    """The values that are there, unchecked, and `enabled`, which is False where ToDo is not asked for."""
+    """The given values by name, unchecked. `enabled` is always there, and False where ToDo is not asked for."""
     values = dict(zip(NAMES, args, strict=False))
     first = values.get("enabled")
     if isinstance(first, Mapping):
@@ -53,7 +53,7 @@ def warn_of_foreign(args: Sequence[Any]) -> None:
 def enabled_settings(args: Sequence[Any]) -> Settings | None:
     """The settings of a generation that ToDo takes part in; None where it is off, or where the arguments are wrong.
 
-    Wrong arguments are refused when the sampler is called: what a script raises before that, the host swallows.
+    Wrong arguments are refused when the sampler is called. The host swallows what a script raises before that.
     """
     try:
         settings = settings_from(args)
@@ -65,7 +65,7 @@ def enabled_settings(args: Sequence[Any]) -> Settings | None:
 class Refusal(HTTPException, SettingsError):
     """An error that the API answers with its message and status 422, Unprocessable Entity.
 
-    Of an HTTPException, unlike others, the API prints no traceback.
+    The API prints no traceback of an HTTPException, unlike of other errors.
     """
 
     def __init__(self, message: str):

@@ -15,16 +15,17 @@ Samplings = dict[tuple[str, str], int]
 """(name of a sampling, what was done in it) -> how many there were."""
 
 SHOWN = 4
-"""How many different samplings are told one by one."""
+"""The number of different samplings that are told one by one."""
 
 
 class Line(str):
     """The line, among the comments of the processing object. It knows the samplings that it sums up.
 
-    Copies of a processing object share the dictionary of comments. So samplings of them all come together here,
-    whatever copies a script makes, and whether the original or a copy is shown in the end.
+    Copies of a processing object share the dictionary of comments. So the samplings of all copies come together here,
+    whichever of them is shown in the end.
 
-    results: what the host has shown or will show, and what has this line in its comments.
+    samplings: all that the line sums up.
+    results: the host's results that have this line in their comments, shown already or not.
     """
 
     samplings: Samplings
@@ -40,7 +41,7 @@ class Line(str):
 def begin(p: Processing) -> None:
     """Note which cell this is, if a plot is made.
 
-    All that is shown under a plot is the comments of its first cell.
+    The host shows the comments of the first cell alone under a plot.
     """
     if is_plotted(p) and not hasattr(p, "todo_cell"):  # copies of a cell belong to it
         vars(p)["todo_cell"] = "other cells" if _line_of(p) else "first cell"
@@ -50,6 +51,7 @@ def tell(p: Processing, name: str, text: str) -> None:
     """Say what was done in a sampling.
 
     name: of the pass; empty where there are none.
+    text: the part of the line that tells it.
     """
     name = ", ".join(filter(None, [getattr(p, "todo_cell", ""), name]))
     old = _line_of(p)
@@ -65,7 +67,7 @@ def tell(p: Processing, name: str, text: str) -> None:
 
 
 def end(p: Processing, processed: Any) -> None:
-    """Keep the line right in this result of a generation when more samplings follow.
+    """Keep the line in this result of a generation up to date when more samplings follow.
 
     A batch of img2img shows the first file's result for all files.
     """

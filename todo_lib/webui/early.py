@@ -1,4 +1,4 @@
-"""Calls of the U-Net between the moment when a sampling is announced and the one when it begins."""
+"""Calls of the U-Net after a sampling is announced and before it begins."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from todo_lib.webui.hosts import Sampler, unet_of
 class EarlyCalls:
     """Counts the calls that another extension's replacement of a sampler's method makes before the sampling.
 
-    An inversion looks for the noise of an image so. It is kept for images made without ToDo and stays dense.
+    An inversion finds the noise of an image so. It stays dense, as its noise is kept for images made without ToDo.
 
-    sampler: its own methods make no such calls. Only a method replaced on this very object is watched, and once.
+    sampler: its own methods make no such calls. Only a method replaced on this very object is watched, and only once.
     count: the calls so far.
     """
 

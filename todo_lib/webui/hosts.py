@@ -1,4 +1,4 @@
-"""What the WebUI, its forks and their samplers do differently: all of it stands here.
+"""The differences between the WebUI, its forks and their samplers, all in one place.
 
 A new host or a sampler with a quirk is added in this file alone.
 """
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Denoiser(Protocol):
-    """What is used of the host's CFGDenoiser: the function that a sampler calls, once or more often in a step.
+    """The used part of the host's CFGDenoiser, the function that a sampler calls once or more often in a step.
 
     step: the calls made so far.
     steps: the steps that the host announces.
@@ -28,11 +28,12 @@ class Denoiser(Protocol):
 
 
 class Sampler(Protocol):
-    """What is used of a sampler of the host.
+    """The used part of a sampler of the host.
 
     func: the sampling function that it is about to run.
     config: has the sampler's `name`.
     p: the processing object that it samples for.
+    model_wrap_cfg: its denoiser.
     """
 
     func: Callable[..., Any]
@@ -42,7 +43,7 @@ class Sampler(Protocol):
 
 
 class Processing(Protocol):
-    """What is used of the host's processing object `p`."""
+    """The used part of the host's processing object `p`."""
 
     comments: dict[str, int]
     extra_generation_params: dict[str, Any]
@@ -66,7 +67,7 @@ def arguments_of(p: Processing) -> Sequence[Any]:
 def is_plotted(p: Processing) -> bool:
     """Whether the script "X/Y/Z plot" runs: it makes each cell from a copy of one processing object.
 
-    The first argument is the number of the script that was selected, 0 being none.
+    The first argument is the number of the selected script, 0 where there is none.
     """
     scripts = getattr(p.scripts, "selectable_scripts", ())
     number = p.script_args[0] if p.script_args else 0
@@ -89,7 +90,7 @@ class SamplerQuirks:
 
     chooses_steps: it calls the U-Net where and as often as it likes, though given a schedule of steps.
     steps_from_last_timestep: it makes a step from the last timestep too. Others stop there.
-    calls_before_second_step: the calls of its first step, where all others take one.
+    calls_before_second_step: the calls that its first step takes, where later steps take one.
     """
 
     chooses_steps: bool = False

@@ -28,8 +28,9 @@ def to_infotext(settings: Settings) -> dict[str, str]:
 
 
 def from_infotext(params: Mapping[str, Any]) -> Settings:
-    """Settings from an image's parsed infotext. Absent keys mean defaults, none of ours means switched off.
+    """Settings from an image's parsed infotext. Absent keys mean defaults.
 
+    A text without any of our keys means switched off.
     A text of the extension sd-webui-token-downsampling is read as what it did. Where both extensions wrote into one
     text, ours counts.
     Raises SettingsError for values that cannot be read or are not allowed.
@@ -41,7 +42,7 @@ def from_infotext(params: Mapping[str, Any]) -> Settings:
 
 
 def _from_other_extension(params: Mapping[str, Any]) -> Settings:
-    """What sd-webui-token-downsampling wrote. Its older versions had one factor for all depths, and a max depth."""
+    """Settings as sd-webui-token-downsampling wrote them. Its older versions had one factor for all depths."""
     if "ToDo factor" not in params:
         return Settings()
     keys = {"ToDo factor": "factor", "ToDo max depth": "max_depth", "ToDo disable after": "end"}

@@ -22,7 +22,11 @@ LITTLE = 0.1  # a saving below this share of the U-Net's work is little
 
 @dataclass(frozen=True)
 class HiresSize:
-    """The controls of hires fix that decide the size of its pass, as the page has them. Sizes are pixels."""
+    """The controls of hires fix that decide the size of its pass, as the page has them.
+
+    scale: of both sides, where width and height are 0.
+    width, height: in pixels. Where one of them is 0, it follows from the other.
+    """
 
     scale: float
     width: float
@@ -41,9 +45,9 @@ class HiresSize:
 
 @dataclass(frozen=True)
 class PassPlan:
-    """What one pass will do.
+    """The plan of one pass.
 
-    name: of the pass; empty where there is one.
+    name: of the pass; empty where there is only one.
     depths: see `todo_lib.plan`. Empty for a model without self-attention.
     work: multiply-adds of one dense U-Net call.
     settings: of this pass.
@@ -58,6 +62,7 @@ class PassPlan:
 
     @property
     def downsampled(self) -> list[DepthPlan]:
+        """The depths that are downsampled."""
         return [] if self.skipped else [depth for depth in self.depths if depth.kept != depth.grid]
 
     @property
@@ -100,6 +105,7 @@ def to_html(passes: Sequence[PassPlan]) -> str:
 
 
 def paragraph(*texts: str) -> str:
+    """A paragraph of HTML. Each text stands escaped in an element of its own."""
     return "<p class='todo-verdict'>" + " ".join(f"<span>{escape(text)}</span>" for text in texts) + "</p>"
 
 

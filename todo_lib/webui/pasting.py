@@ -18,11 +18,11 @@ SWITCH, FIRST = FIELDS[:2]
 class Label(str):
     """The name of a control's infotext, by which the host knows it, and the function that reads its value.
 
-    The host lists names, and copies controls of one name from tab to tab; where it can call one, it does so to paste.
+    The host lists these names, and copies controls of one name from tab to tab. It calls a name to paste, if it can.
     """
 
     def __call__(self, params: Mapping[str, Any]) -> Value | None:
-        """What the control becomes when this parsed infotext is pasted; None where it stays as it stands."""
+        """The control's value after this parsed infotext is pasted; None where it stays as it is."""
         return _pasted(_BY_LABEL[self], params)
 
 
@@ -33,12 +33,12 @@ LABELS = tuple(map(Label, _BY_LABEL))
 
 
 def paste_fields(controls: Sequence[Any]) -> list[Any]:
-    """What the host has to know to paste into these controls."""
+    """The host's fields for pasting into these controls, which have the order of `LABELS`."""
     return [infotext_utils.PasteField(*pair) for pair in zip(controls, LABELS, strict=True)]
 
 
 def keep_fractions(fields: Iterable[Any]) -> None:
-    """Let sliders for fractions have a float as their value, among these paste fields of a tab.
+    """Let the sliders for fractions among these paste fields of a tab have a float as their value.
 
     "Settings > Defaults" saves 3.0 as 3, and the API casts what it reads from an infotext to the type of the value.
     """
@@ -59,9 +59,10 @@ def _pasted(field: Field, params: Mapping[str, Any]) -> Value | None:
 
 
 def _told(field: Field, error: SettingsError) -> Value | None:
-    """What a control becomes when a text cannot be read: ToDo is switched off, and all other controls stay.
+    """A control's value when a text cannot be read: ToDo is switched off, and all other controls stay.
 
-    Tells it once for all controls. One of them has to raise it for the API, which fails then; the browser logs it.
+    The switch warns people, once for all controls. The first control after it raises the error, so that the API refuses
+    the text. The browser only logs it.
     """
     if field is SWITCH:
         gr.Warning(str(error))

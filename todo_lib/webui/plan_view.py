@@ -28,7 +28,7 @@ class PlanView:
         self._html: Any = None
 
     def place(self) -> None:
-        """Put the plan here, if it has no place yet: the API makes the controls a second time."""
+        """Put the plan here. The API makes the controls a second time, but the plan keeps its first place."""
         html = gr.HTML(elem_classes="todo-help")
         self._html = self._html or html
 

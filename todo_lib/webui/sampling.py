@@ -25,7 +25,7 @@ class DenseSampling:
         self.denoiser = denoiser
 
     def before_step(self, sigma: torch.Tensor) -> None:
-        """The host is about to call the U-Net."""
+        """Tell that the host is about to call the U-Net at this noise level."""
 
 
 class PatchedSampling(DenseSampling):
@@ -38,7 +38,7 @@ class PatchedSampling(DenseSampling):
         self.patch.report.planned_steps = self.steps.number
 
     def before_step(self, sigma: torch.Tensor) -> None:
-        """The host is about to call the U-Net, maybe another one than before: it may have switched to a refiner."""
+        """Tell the search and the patch. The U-Net may be another one than before (a refiner)."""
         self.steps.before_call(sigma)
         self.patch.before_unet(unet_of(shared.sd_model))
 
@@ -55,16 +55,18 @@ def on_cfg_denoiser(params: Any) -> None:
 
 
 def _tell_if_unreached(denoiser: Any) -> None:
-    """Say so if this sampling, which nobody has announced, begins now for a processing object with ToDo."""
+    """Say under the image that ToDo missed this sampling, if it begins now and ToDo is on for its processing object."""
     p = getattr(denoiser, "p", None)
     if p is not None and not denoiser.step and enabled_settings(arguments_of(p)):
         comment.tell(p, "", "left dense, because another extension began it where ToDo could not reach it")
 
 
 def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, of_passes: bool = True) -> None:
-    """A sampler is about to run for p, with these arguments of the script: downsample it, leave it, or refuse them.
+    """Prepare the next sampling for p: it is downsampled, left dense, or refused where the arguments are wrong.
 
-    of_passes: whether it may be a pass of hires fix.
+    args: of the script.
+    sampler: the one that is about to run.
+    of_passes: whether the sampling may be a pass of hires fix.
     """
     try:
         settings = settings_from(args)
@@ -87,7 +89,7 @@ def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, of_pas
 
 
 def is_announced(sampler: Sampler) -> bool:
-    """Whether `before_sampling` has been called for the next sampling of this sampler, and has had to do with it."""
+    """Whether `before_sampling` has put a function of its own in the place of this sampler's, for the next sampling."""
     return hasattr(sampler.func, "todo_sample")
 
 

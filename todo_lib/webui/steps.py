@@ -26,7 +26,7 @@ Schedule = dict[str, Any]  # the keyword arguments that a sampling function is c
 
 
 class StepSearch:
-    """Tells the position i / n of a sampling among its own steps.
+    """Tells which of its own steps a sampling is in.
 
     sampler: the host's, which is about to run.
     schedule: the keyword arguments of its sampling function.
@@ -101,13 +101,15 @@ class NoiseSchedule:
         self._reports = reports
 
     def position(self) -> float:
+        """The share of the way that is behind, at least 0 and below 1."""
         way = (self._first - self._now) / ((self._first - self._last) or 1)
         return min(max(0.0, way), math.nextafter(1, 0))  # rounding can put the ends a hair outside
 
     def _timestep(self, sigma: torch.Tensor) -> float:
         to_timestep = getattr(self._denoiser.inner_model, "sigma_to_t", None)
         level = sigma.max().reshape(1)
-        return (to_timestep(level) if to_timestep else level).item()  # some are handed timesteps in the first place
+        # Samplers over timesteps hand a timestep over as it is.
+        return (to_timestep(level) if to_timestep else level).item()
 
 
 def _noise_range(schedule: Schedule) -> tuple[Any, Any]:
@@ -168,7 +170,7 @@ class SamplerLoop:
 class StepReports:
     """The third witness: the callback through which samplers over noise levels report their steps to the host.
 
-    Most samplers report a step after its first call. One that has made more calls by then reports steps that are over.
+    Most samplers report a step after its first call. One that has made more calls by then reports finished steps.
 
     count: the reports so far.
     step: the step that is under way, or None where the reports do not tell.

@@ -1,4 +1,4 @@
-"""What a generation's infotext says of ToDo."""
+"""The part of a generation's infotext that is about ToDo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from todo_lib.webui.infotext import KEYS, to_infotext
 
 
 def texts_for(p: Processing, settings: Settings | None) -> dict[str, str]:
-    """The infotext of the images that p makes with these settings; None where ToDo is off."""
+    """The infotext of the images that p makes with these settings, which are None where ToDo is off."""
     if settings is None:
         return {}
     if getattr(p, "txt2img_upscale", False):
@@ -25,9 +25,9 @@ def texts_for(p: Processing, settings: Settings | None) -> dict[str, str]:
 def _of_upscaled(image: Any, settings: Settings) -> dict[str, str]:
     """The infotext where the host makes the hires pass alone, of an image that was made in one pass before.
 
-    The text has to make the same image again, in two passes: so `passes` says which of them were downsampled, and not
-    what was set. Where the image has no text, it is taken to be made with the same settings, which `passes` does not
-    touch in an image of one pass.
+    The text has to make the same image again, in two passes. So `passes` says which of them were downsampled, and not
+    what was set. An image without a text counts as made with these settings. `passes` has no effect on it, as it was
+    made in one pass.
     """
     text, _ = read_info_from_image(image)
     first = text is None or not KEYS.isdisjoint(parse_generation_parameters(text, []))
@@ -39,10 +39,10 @@ def _of_upscaled(image: Any, settings: Settings) -> dict[str, str]:
 
 
 def write(p: Processing, texts: dict[str, str]) -> None:
-    """Let p's infotext have these texts, in place of those that were written into it before.
+    """Put these texts into p's infotext, in place of those that were written into it before.
 
-    Nothing is touched where neither is there. Otherwise p gets a dictionary of its own: copies of one p share theirs,
-    such as the cells of an X/Y/Z plot.
+    Nothing is touched where the infotext has them already. Otherwise p gets a dictionary of its own: copies of one p
+    share theirs, such as the cells of an X/Y/Z plot.
     """
     before = vars(p).get("todo_infotext", {})
     if texts == before and texts.items() <= p.extra_generation_params.items():

@@ -1,4 +1,4 @@
-"""Samplings of which no script is told: the windows of time in which they can be reached, and how."""
+"""Windows of time in which ToDo reaches samplings that the host tells no script of."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from todo_lib.webui.sampling import before_sampling, is_announced
 class Window:
     """While it is open, samplings for this processing object and for its copies need no announcement.
 
-    It ends with the processing object at the latest: after an error nobody else may close it. (The host's `p.close`
-    is no place to do so, for a copy's would be that of the original.)
+    It ends with the processing object at the latest: after an error nobody else may close it. (A replaced `p.close`
+    does not serve: copies would have it too, and close the window of the original.)
 
     p: copies share its comments, and are known by them.
-    args: of the script, where a copy has none of its own.
+    args: of the script, for copies that have none of their own.
     of_passes: whether a sampling may be a pass of hires fix.
     """
 
@@ -31,7 +31,7 @@ class Window:
         self._of_passes = of_passes
 
     def announce(self, sampler: Sampler) -> bool:
-        """Announce this sampling, which begins now, if it is one of this window's. Returns whether it is."""
+        """Announce the sampling that begins now, if it is one of this window's. Returns whether it is."""
         p = sampler.p
         if getattr(p, "comments", None) is not self._comments:  # a generation inside this one has a p of its own
             return False
@@ -44,12 +44,12 @@ _launch: Callable[..., Any] = HostSampler.launch_sampling
 
 
 def open_window(p: Processing, args: Sequence[Any]) -> None:
-    """Open one until `close_windows`: from now on other scripts work on the images of p, and may sample for that."""
+    """Open a window until `close_windows`: from now on other scripts work on p's images, and may sample for that."""
     _open(Window(p, args, of_passes=False))
 
 
 def close_windows(p: Processing) -> None:
-    """Close those of p, if there are any. Those of its copies, and of what it is a copy of, are not its own."""
+    """Close the windows of p, if there are any. The windows of its copies stay open."""
     for window in [window for window in _windows if window.owner() is p]:
         _close(window)
 
@@ -94,7 +94,7 @@ def _close(window: Window) -> None:
 
 
 def _launch_announced(sampler: Sampler, *args: Any, **kwargs: Any) -> Any:
-    """The place where all samplings pass, in place of the host's method. The sampler may be one that nobody knows."""
+    """Stand in for the host's method that all samplings pass through. The sampler may be one that nobody knows."""
     if not is_announced(sampler):
         any(window.announce(sampler) for window in reversed(_windows))
     return _launch(sampler, *args, **kwargs)

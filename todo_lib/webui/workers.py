@@ -19,7 +19,7 @@ def check(processed: Any, wanted: dict[str, str]) -> None:
     processed: the host's result of a generation.
     wanted: the infotext that each image should have.
     """
-    texts = processed.infotexts[processed.index_of_first_image :]  # that of a grid stands before those of its images
+    texts = processed.infotexts[processed.index_of_first_image :]  # a grid's infotext stands before those of its images
     found = [parse_generation_parameters(text, []) for text in texts]
     without = sum(WORKER in params and not wanted.items() <= params.items() for params in found)
     if without:

@@ -1,4 +1,4 @@
-"""Draw pictures with the small model of this repository, dense and downsampled side by side, and compare the times."""
+"""Draw images with the small model of this repository, dense and downsampled side by side, and compare the times."""
 
 from __future__ import annotations
 

@@ -10,10 +10,9 @@
   twin         two SD1 checkpoints, twin.safetensors and twin.ckpt, that share twin.yaml: the WebUI switches between
                checkpoints with the same config by loading weights into the modules that it has, else it makes new ones
 
-
-With --forks those that Forge and its kin load instead. They know a model by the sizes in its weights and need no yaml.
-The sizes of text encoder and VAE are in their code, so here these are full-size, with random weights (640 MB for SD1);
-what would be larger still, they can load only after they have been given the sizes in forks.json.
+With --forks, the checkpoints are for Forge and its kin. These hosts know a model by the sizes in its weights and need
+no yaml. They have the sizes of text encoder and VAE in their code, so both are full-size here, with random weights
+(640 MB for SD1). Larger parts can be loaded only after the hosts have been given the sizes in forks.json.
   fork, forkb  SD1 (two seeds: base, and refiner / hires checkpoint), all levels of the U-Net with 320 channels
   forkxl       SDXL with 320 channels on all levels, its OpenCLIP text encoder with few layers
   forksd3      SD3, as tinysd3, with a T5

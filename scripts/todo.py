@@ -14,12 +14,13 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
 from todo_lib.webui import comment, pasting, sampling, texts, windows, workers  # noqa: E402
 from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
+from todo_lib.webui.hosts import is_too_old  # noqa: E402
 from todo_lib.webui.plan_view import PlanView  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
 # Samplings are announced through this callback. Where the host has none, ToDo shows no controls and stays off.
-TOO_OLD = not hasattr(scripts.Script, "process_before_every_sampling")
+TOO_OLD = is_too_old(scripts.Script)
 TOO_OLD_MESSAGE = "ToDo needs version 1.10 of the WebUI, or a newer one. In this version it does nothing."
 
 

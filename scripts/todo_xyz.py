@@ -6,6 +6,7 @@ from modules import script_callbacks, scripts
 
 from todo_lib import FIELDS, Settings, SettingsError
 from todo_lib.webui.arguments import values_by_name
+from todo_lib.webui.hosts import is_too_old
 
 
 def add_axes():
@@ -81,5 +82,5 @@ def _hints(p):
         yield f"{names}: cells that are not allowed stay empty ({error})"
 
 
-if hasattr(scripts.Script, "process_before_every_sampling"):  # older hosts have no controls of ToDo to set
+if not is_too_old(scripts.Script):  # older hosts have no controls of ToDo to set
     script_callbacks.on_before_ui(add_axes)

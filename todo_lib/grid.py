@@ -18,6 +18,11 @@ def kept_size(size: int, factor: float) -> int:
     return max(1, int(size / factor))  # not size // factor: 8 // 1.6 is 4
 
 
+def kept_grid(grid: Grid, factor: float) -> Grid:
+    """The grid (h, w) that a factor of 1 or more keeps of a grid (H, W)."""
+    return kept_size(grid[0], factor), kept_size(grid[1], factor)
+
+
 def kept_rows(size: int, kept: int, place: int = 0, places: int = 1) -> list[int]:
     """Source rows (or columns) of the kept ones: floor((i + p) * size / kept) for i = 0 .. kept - 1.
 

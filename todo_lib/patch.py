@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from todo_lib.encoders import EncoderWatch
-from todo_lib.grid import Grid, head_offset, kept_size, kept_tokens, places_of
+from todo_lib.grid import Grid, head_offset, kept_grid, kept_tokens, places_of
 from todo_lib.hooks import Step, TransformerHooks
 from todo_lib.neighbours import compiled_modules, known_computations
 from todo_lib.report import CONTROL, Reason, Report
@@ -73,8 +73,7 @@ class Patch:
 
     def kept_grid(self, depth: int, grid: Grid) -> Grid:
         """The grid (h, w) that is kept of a grid (H, W) at a depth."""
-        factor = self._settings.factor_at(depth, grid)
-        return kept_size(grid[0], factor), kept_size(grid[1], factor)
+        return kept_grid(grid, self._settings.factor_at(depth, grid))
 
     def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
         """The index for `gather`, (grids * h * w * heads,): which tokens of `grids` whole grids stay at this step.

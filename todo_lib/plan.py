@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from todo_lib.grid import kept_size
+from todo_lib.grid import kept_grid
 from todo_lib.settings import Settings
 from todo_lib.unet import SpatialTransformer, grid_after, spatial_transformers
 
@@ -43,14 +43,14 @@ def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> l
         depths.setdefault(transformer.depth, []).append(transformer)
     plans: list[DepthPlan] = []
     for depth, transformers in sorted(depths.items()):
-        height, width = grid_after(latent_size, transformers[0].halvings)
-        factor = settings.factor_at(depth, (height, width))
-        kept = kept_size(height, factor), kept_size(width, factor)
+        grid = height, width = grid_after(latent_size, transformers[0].halvings)
+        factor = settings.factor_at(depth, grid)
+        kept = kept_grid(grid, factor)
         attentions = [attn for transformer in transformers for attn in transformer.attentions.values()]
         per_key = sum(2 * height * width * attn.to_q.weight.shape[0] for attn in attentions)
         plans.append(
             DepthPlan(
-                depth, (height, width), kept, factor, len(attentions),
+                depth, grid, kept, factor, len(attentions),
                 dense_work=per_key * height * width, work=per_key * kept[0] * kept[1],
             )
         )  # fmt: skip

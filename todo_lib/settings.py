@@ -166,6 +166,10 @@ class Settings:
                 f"ToDo: end = {self.end!r} is not allowed: it must not be below start = {self.start!r} ({end.allowed})"
             )
 
+    def covers(self, this_pass: str) -> bool:
+        """Whether this pass of hires fix, "first" or "hires", is downsampled."""
+        return self.passes in ("both", this_pass)
+
     def for_hires_pass(self) -> Settings:
         """These settings with the hires pass's own factor, where there is one."""
         return dataclasses.replace(self, factor=self.hires_factor or self.factor)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.webui.client import Client, RequestFailed, changes
+from tests.webui.client import RequestFailed, changes
 from tests.webui.hosts import A1111
 from tests.webui.server import HERE, REPOSITORY, WebUI, find_extensions
 
@@ -17,7 +17,7 @@ GREY = np.full((128, 128, 3), 100, np.uint8)
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints, tmp_path_factory):
+def webui(checkpoints, tmp_path_factory):
     """A running WebUI with the installed ones among these extensions of other people."""
     others = {name: folder for name, folder in find_extensions().items() if name in (TILED, AGAIN, ULTIMATE)}
     extensions = {"sd-webui-todo": REPOSITORY, "sd-webui-todo-probe": HERE / "probe", **others}
@@ -27,16 +27,8 @@ def server(checkpoints, tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture
-def client(server, request):
-    client = Client(server.url)
-    client.post("/probe/reset")
-    request.node.webui_log = server, server.log_size()
-    return client
-
-
-def needs(server, name):
-    if name not in server.extensions:
+def needs(webui, name):
+    if name not in webui.extensions:
         pytest.skip(f"no {name}")
 
 
@@ -51,8 +43,8 @@ def at_depth_1(record, side):
     return [a.keys for a in record.where(grid=(side, side), depth=1)]
 
 
-def test_a_second_sampling_on_a_copy(server, client):
-    needs(server, AGAIN)
+def test_a_second_sampling_on_a_copy(webui, client):
+    needs(webui, AGAIN)
     args = [True, 2, 0, 0, 4, "Lanczos", "", "", 0.5, "Use same sampler", 0, "Use same scheduler"]
     size = {"width": 128, "height": 128, "alwayson_scripts": {"img2img Hires Fix": {"args": args}}}
     with client.recording() as record:
@@ -68,8 +60,8 @@ def test_a_second_sampling_on_a_copy(server, client):
     assert changes(before, client.leftovers()) == []
 
 
-def test_an_inversion(server, client):
-    needs(server, TILED)
+def test_an_inversion(webui, client):
+    needs(webui, TILED)
     args = [True, "MultiDiffusion", False, True, 512, 512, 16, 16, 4, 2, "None", 2.0, True, 5, 1, 1, 64]
     request = {"width": 256, "height": 256, "alwayson_scripts": {"Tiled Diffusion": {"args": args}}}
     image = GREY.repeat(2, axis=0).repeat(2, axis=1)
@@ -78,8 +70,8 @@ def test_an_inversion(server, client):
     assert "keys from 8x8" in line(record) and line(record).endswith(" U-Net calls before it left dense")
 
 
-def test_tiles_of_an_upscaler(server, client):
-    needs(server, ULTIMATE)
+def test_tiles_of_an_upscaler(webui, client):
+    needs(webui, ULTIMATE)
     args = [None, 64, 64, 8, 16, 64, 0.35, 16, 0, False, 0, False, 8, 2, 2, 256, 128, 2]
     request = {"width": 128, "height": 64, "script_name": "ultimate sd upscale", "script_args": args, "steps": 3}
     with client.recording() as record:
@@ -106,12 +98,12 @@ def test_the_line_under_a_plot(client):
     assert line(record, 0).startswith("first cell: nothing downsampled, the factor is 1 at this size")
 
 
-def test_a_refusal_prints_no_traceback(server, client):
-    position = server.log_size()
+def test_a_refusal_prints_no_traceback(webui, client):
+    position = webui.log_size()
     with pytest.raises(RequestFailed, match=r"422 .*factor = 9 is not allowed: it must be"):
         client.txt2img([True, 9])
-    assert "Traceback" not in server.log_since(position)
-    assert len(server.log_since(position).splitlines()) <= 1
+    assert "Traceback" not in webui.log_since(position)
+    assert len(webui.log_since(position).splitlines()) <= 1
 
 
 @pytest.mark.parametrize("scheduler", ["Automatic", "Simple", "DDIM", "Beta"])

@@ -56,6 +56,11 @@ class Processing(Protocol):
     def comment(self, text: str) -> None: ...
 
 
+def is_too_old(script: type) -> bool:
+    """Whether a host, by its class of scripts, does not call them before every sampling (before WebUI 1.10)."""
+    return not hasattr(script, "process_before_every_sampling")
+
+
 def arguments_of(p: Processing) -> Sequence[Any]:
     """The arguments of ToDo's script in this processing object; none where it is not among its scripts."""
     for script in getattr(p.scripts, "alwayson_scripts", ()):

@@ -85,12 +85,12 @@ def plan_passes(
     size: (width, height) in pixels.
     hires: None where hires fix is off.
     """
-    sizes = {"first pass": size, "hires pass": hires.of(*size)} if hires else {"": size}
+    sizes = {"first": size, "hires": hires.of(*size)} if hires else {"": size}
     plans = []
-    for name, (width, height) in sizes.items():
+    for this_pass, (width, height) in sizes.items():
         latent = max(1, int(height) // LATENT_SCALE), max(1, int(width) // LATENT_SCALE)
-        its_own = settings.for_hires_pass() if name == "hires pass" else settings
-        skipped = bool(hires) and settings.passes != "both" and not name.startswith(settings.passes)
+        its_own = settings.for_hires_pass() if this_pass == "hires" else settings
+        name, skipped = (f"{this_pass} pass", not settings.covers(this_pass)) if hires else ("", False)
         plans.append(PassPlan(name, plan(unet, latent, its_own), unet_work(unet, latent), its_own, skipped))
     return plans
 

@@ -9,6 +9,7 @@ import gradio as gr
 from modules import sd_models
 
 from todo_lib.settings import FIELDS, Settings, SettingsError
+from todo_lib.webui.arguments import NAMES
 from todo_lib.webui.hosts import unet_of
 from todo_lib.webui.live_plan import HiresSize, paragraph, plan_passes, to_html
 
@@ -51,7 +52,7 @@ class PlanView:
         if not self._wanted or not self._found.keys() >= set(self._wanted):
             return
         inputs = [*self._controls, *(self._found[elem_id] for elem_id in self._wanted)]
-        deeper_factor = self._controls[[field.name for field in FIELDS].index("deeper_factor")]
+        deeper_factor = self._controls[NAMES.index("deeper_factor")]
         for component in inputs:
             component.change(_follow, inputs, [self._html, deeper_factor], show_progress="hidden", queue=False)
 

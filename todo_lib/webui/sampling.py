@@ -79,7 +79,7 @@ def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, of_pas
     if of_passes and getattr(p, "enable_hr", False):
         this_pass = "hires" if getattr(p, "is_hr_pass", False) else "first"
         name = f"{this_pass} pass"
-        if settings.passes not in ("both", this_pass):
+        if not settings.covers(this_pass):
             reason = f"left dense, because passes = {settings.passes}"
             _instead_of_sampling(sampler, functools.partial(_sample_dense, p, name, reason))
             return

@@ -31,7 +31,7 @@ def _of_upscaled(image: Any, settings: Settings) -> dict[str, str]:
     """
     text, _ = read_info_from_image(image)
     first = text is None or not KEYS.isdisjoint(parse_generation_parameters(text, []))
-    hires = settings.passes != "first"
+    hires = settings.covers("hires")
     if not (first or hires):
         return {}
     passes = "both" if first and hires else "first" if first else "hires"

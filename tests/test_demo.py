@@ -35,7 +35,7 @@ def test_the_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
     assert done.returncode == 0, done.stderr
     for prompt in ("blue heart", "banana"):
-        assert f"{prompt}: depth 1: 16x8 tokens, keys from 8x4 (3 layers), 2 of 2 steps" in done.stdout
+        assert "2 of 2 steps [depth 1: 16x8 tokens, keys from 8x4 (3 layers)]" in done.stdout
     assert done.stdout.count("Ratio:") == 2
     assert "banana, ToDo: 100%" in done.stderr  # the progress bar
     name = "todo-blue-heart+banana-128x64-factor-2-steps-2.png"
@@ -74,7 +74,7 @@ def test_a_sheet_of_many_prompts_has_no_longer_name():
 def test_start_and_end(tmp_path, capsys):
     demo.main(["--size", "64", "--steps", "4", "--start", "0.5", "--end", "0.75", "--output", str(tmp_path)])
     told = capsys.readouterr().out
-    assert "keys from 4x4 (3 layers), 1 of 4 steps" in told
+    assert ", 1 of 4 steps [" in told and "keys from 4x4 (3 layers)]" in told
     assert "Latent: differs by 0 %" not in told
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from todo_lib.count import WorkCount
 from todo_lib.encoders import EncoderWatch
 from todo_lib.grid import Grid, head_offset, kept_grid, kept_tokens, places_of
 from todo_lib.hooks import Step, TransformerHooks
@@ -108,12 +109,16 @@ class Patch:
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for transformer in transformers:
-                if transformer.depth > self._settings.max_depth:
-                    continue
+                downsampled = transformer.depth <= self._settings.max_depth
                 if compiled.isdisjoint(transformer.module.modules()):
-                    TransformerHooks(transformer, self, known, prefix).install(handles)
+                    counting = WorkCount(transformer, self.report, known)
+                    counting.install_before(handles)
+                    if downsampled:
+                        TransformerHooks(transformer, self, known, prefix).install(handles)
+                    counting.install_behind(handles)
                     continue
-                for name in transformer.attentions:
+                self.report.uncounted()
+                for name in transformer.attentions if downsampled else ():
                     self.report.leave(prefix + name, Reason.COMPILED)
         except BaseException:
             _remove(handles)

@@ -33,6 +33,10 @@ class Report:
     control_steps: the positions at which a self-attention of a ControlNet was; it may take part in some steps only.
     layers: (depth, grid, kept grid) -> names of the self-attentions downsampled so. Grids are (H, W).
     left_layers: reason -> names of the self-attentions left to another patch for it.
+    early_calls: the number of U-Net calls before the sampling, all left dense.
+    work: the multiply-adds of all self-attentions that ran, counted as in `todo_lib.plan`, for all images and steps.
+    dense_work: the same if none of them had been downsampled.
+    counted: whether these two are known.
     """
 
     planned_steps: int | None = None
@@ -44,6 +48,10 @@ class Report:
     control_steps: set[float] = field(default_factory=set)
     layers: dict[tuple[int, Grid, Grid], set[str]] = field(default_factory=dict)
     left_layers: dict[Reason, set[str]] = field(default_factory=dict)
+    early_calls: int = 0
+    work: int = 0
+    dense_work: int = 0
+    counted: bool = True
 
     def patched(self, transformers: int) -> None:
         """Note that a U-Net with so many spatial transformers is patched from now on."""
@@ -70,19 +78,39 @@ class Report:
         """Note that this self-attention was left to another patch."""
         self.left_layers.setdefault(reason, set()).add(name)
 
+    def attended(self, work: int, dense_work: int) -> None:
+        """Note the work of a self-attention that runs, and what it would be dense."""
+        self.work += work
+        self.dense_work += dense_work
+
+    def uncounted(self) -> None:
+        """Note that a self-attention does work that cannot be known."""
+        self.counted = False
+
     def __str__(self) -> str:
-        """One line for people: grids (width x height, as the WebUI writes sizes), layers and steps, or why nothing."""
-        parts = [
-            f"depth {depth}: {_size(grid)} tokens, keys from {_size(kept)} ({_layers(names)})"
-            for (depth, grid, kept), names in sorted(self.layers.items())
-        ]
-        parts.append(self._steps() if parts else "nothing downsampled")
+        """One line for people: the share of the work, steps, or why nothing; layers left; and the grids in brackets.
+
+        Grids are given as width x height, as the WebUI writes sizes.
+        """
+        parts = []
+        if self.layers and self.counted and not self.left_layers and self.dense_work:
+            parts.append(f"{_percent(self.work / self.dense_work)} of self-attention's work")
+        parts.append(self._steps() if self.layers else "nothing downsampled")
         for reason in Reason:
             if names := self.left_layers.get(reason):
                 parts.append(f"{_layers(names)} left to another patch {reason.value}")
         if not (self.layers or self.left_layers):
             parts.append(self._reason())
-        return ", ".join(parts)
+        if self.early_calls:
+            parts.append(f"{self.early_calls} U-Net calls before it left dense")
+        line = ", ".join(parts)
+        return f"{line} [{self._grids()}]" if self.layers else line
+
+    def _grids(self) -> str:
+        return "; ".join(
+            f"depth {depth}: {_size(grid)} tokens, keys from {_size(kept)} ({_layers(names)})"
+            for (depth, grid, kept), names in sorted(self.layers.items())
+        )
 
     def _steps(self) -> str:
         text = f"{len(self.active_steps)} of {max(len(self.steps), self.planned_steps or 0)} steps"
@@ -100,6 +128,12 @@ class Report:
                 return "it ended before a sampling step between start and end"
             return "no sampling step is between start and end"
         return "the factor is 1 at this size"
+
+
+def _percent(share: float) -> str:
+    if 0.005 <= share <= 0.995:
+        return f"{round(100 * share)} %"
+    return "under 1 %" if share < 0.005 else "over 99 %"
 
 
 def _size(grid: Grid) -> str:

@@ -13,6 +13,7 @@ from tests.script.extension import DEEP, TOP, make_model
 from tests.script.others import merging, tiles
 
 NOTHING = "nothing"
+SHARE = "27 % of self-attention's work"  # of the square grids
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def without_attention(host, kind):
 
 def test_done(run):
     comment = run.txt2img(width=64, height=64).comment
-    assert comment == "ToDo: depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"
+    assert comment == f"ToDo: {SHARE}, 4 of 4 steps [depth 1: 8x8 tokens, keys from 4x4 (3 layers)]"
 
 
 def test_width_comes_first(run):
@@ -76,7 +77,7 @@ def test_each_pass_is_told(run):
 def test_refiner(host, run):
     """The comment gives the layers of each model, not their sum."""
     comment = run.txt2img(refiner=host.other).comment
-    assert "(3 layers), 4 of 4 steps" in comment
+    assert ", 4 of 4 steps [" in comment and "(3 layers)]" in comment
 
 
 # ---- why nothing was done
@@ -233,21 +234,24 @@ def test_a_job_that_is_run_again(host, run):
     p.width = p.height = 64
     host.processing.process_images(p)
     comments = host.processing.process_images(p).comments.splitlines()
-    small = "depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps"
-    large = "depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"
+    small = f"{SHARE}, 4 of 4 steps [depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
+    large = f"{SHARE}, 4 of 4 steps [depth 1: 8x8 tokens, keys from 4x4 (3 layers)]"
     assert comments == [f"ToDo: first pass: {small}; hires pass: {large}; 2 samplings: {large}"]
 
 
 def test_several_samplings_are_summed_up(run):
     job = run.txt2img(n_iter=3, batch_size=2)
-    assert job.comment == "ToDo: 3 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps"
+    assert job.comment == (
+        f"ToDo: 3 samplings: {SHARE}, 4 of 4 steps [depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
+    )
 
 
 def test_many_different_samplings_are_not_all_told(host, run):
     p = run.prepare("img2img", {"enabled": True}, steps=1)
     line = host.img2img.process_batch(p, [(32, 32 + 16 * i) for i in [0, 1, 2, 3, 4, 5, 5, 0]]).comments
-    assert line.startswith("ToDo: 2 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 1 of 1 steps; 1 sampling")
-    assert line.endswith("4x10 tokens, keys from 2x5 (3 layers), 1 of 1 steps; 3 samplings with other grids or steps\n")
+    small = "[depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
+    assert line.startswith(f"ToDo: 2 samplings: {SHARE}, 1 of 1 steps {small}; 1 sampling: ")
+    assert line.endswith("4x10 tokens, keys from 2x5 (3 layers)]; 3 samplings with other grids or steps\n")
 
 
 def test_a_batch_of_files(host, run):
@@ -255,8 +259,8 @@ def test_a_batch_of_files(host, run):
     p = run.prepare("img2img", {"enabled": True})
     lines = host.img2img.process_batch(p, [(32, 32), (64, 64), (32, 32)]).comments.splitlines()
     assert lines == [
-        "ToDo: 2 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps; "
-        "1 sampling: depth 1: 8x8 tokens, keys from 4x4 (3 layers), 4 of 4 steps"
+        f"ToDo: 2 samplings: {SHARE}, 4 of 4 steps [depth 1: 4x4 tokens, keys from 2x2 (3 layers)]; "
+        f"1 sampling: {SHARE}, 4 of 4 steps [depth 1: 8x8 tokens, keys from 4x4 (3 layers)]"
     ]
 
 
@@ -266,7 +270,7 @@ def test_prompts_from_a_file(host, run):
     lines = host.prompts.run(p, ["a", "b <lora:nope:1>", "c"]).comments.splitlines()
     assert sorted(lines) == [
         "Networks not found: nope",
-        "ToDo: 3 samplings: depth 1: 4x4 tokens, keys from 2x2 (3 layers), 4 of 4 steps",
+        f"ToDo: 3 samplings: {SHARE}, 4 of 4 steps [depth 1: 4x4 tokens, keys from 2x2 (3 layers)]",
     ]
 
 
@@ -300,7 +304,7 @@ def test_an_interrupted_job(host, run, watch):
 
     with watch(interrupt):
         job = run.txt2img(enable_hr=True)
-    assert re.fullmatch(r"ToDo: first pass: .*\(3 layers\), 2 of 4 steps", job.comment)
+    assert re.fullmatch(r"ToDo: first pass: .*, 2 of 4 steps \[[^;]*\(3 layers\)\]", job.comment)
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("Heun", 4), ("PLMS", 3), ("DPM fast", 4), ("UniPC", 4)])
@@ -310,7 +314,7 @@ def test_an_interrupted_job_had_more_steps_to_make(host, run, watch, sampler, st
             host.shared.state.interrupted = True
 
     with watch(interrupt):
-        assert run.txt2img(sampler_name=sampler).comment.endswith(f"1 of {steps} steps")
+        assert run.txt2img(sampler_name=sampler).comment.startswith(f"ToDo: {SHARE}, 1 of {steps} steps [")
         host.shared.state.begin()
         assert run.txt2img({"start": 0.5}, sampler_name=sampler).comment == (
             "ToDo: nothing downsampled, it ended before a sampling step between start and end"

@@ -415,8 +415,8 @@ def test_samplings_that_scripts_are_not_told_of(host, samples_itself, keeps):
     launch = host.sd_samplers_common.Sampler.launch_sampling
     job = samples_itself({"enabled": True, "end": 0.5}, keeps=keeps, denoising_strength=0.7)
     assert job.down == [True, True, False, False, True, True, False]
-    done = "depth 1: 4x4 tokens, keys from 2x2 (3 layers)"
-    assert job.comment == f"ToDo: 1 sampling: {done}, 2 of 4 steps; 1 sampling: {done}, 2 of 3 steps"
+    done = "[depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
+    assert job.comment == f"ToDo: 1 sampling: {SHARE}, 2 of 4 steps {done}; 1 sampling: {SHARE}, 2 of 3 steps {done}"
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
@@ -469,8 +469,9 @@ def hires_fix(host, monkeypatch):
     return changes
 
 
-FIRST = "depth 1: 4x4 tokens, keys from 2x2 (3 layers)"
-SECOND = "depth 1: 8x8 tokens, keys from 4x4 (3 layers)"
+SHARE = "27 % of self-attention's work"
+FIRST = "[depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
+SECOND = "[depth 1: 8x8 tokens, keys from 4x4 (3 layers)]"
 
 
 def test_a_sampling_on_a_copy_of_the_job(host, run, hires_fix):
@@ -478,7 +479,7 @@ def test_a_sampling_on_a_copy_of_the_job(host, run, hires_fix):
     job = run.img2img({"end": 0.5}, batch_size=2)
     half = [True, True, False]
     assert [(call.size, call.down) for call in job.calls][4:] == [((8, 8), down) for down in half * 2]
-    assert job.comment == f"ToDo: 1 sampling: {FIRST}, 2 of 4 steps; 2 samplings: {SECOND}, 2 of 3 steps"
+    assert job.comment == f"ToDo: 1 sampling: {SHARE}, 2 of 4 steps {FIRST}; 2 samplings: {SHARE}, 2 of 3 steps {SECOND}"
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
@@ -504,7 +505,7 @@ def test_a_copy_on_which_it_is_switched_off(host, run, hires_fix):
     hires_fix.append(switch_off)
     job = run.img2img()
     assert job.down == [True] * 4 + [False] * 3
-    assert job.comment == f"ToDo: {FIRST}, 4 of 4 steps"
+    assert job.comment == f"ToDo: {SHARE}, 4 of 4 steps {FIRST}"
 
 
 def test_a_copy_without_scripts(run, hires_fix):
@@ -524,7 +525,7 @@ def test_a_generation_of_its_own_is_left_alone(host, run, monkeypatch):
     monkeypatch.setattr(host.before.Script, "postprocess_image", postprocess_image)
     job = run.img2img()
     assert job.down == [True] * 4 + [False] * 2
-    assert job.comment == f"ToDo: {FIRST}, 4 of 4 steps"
+    assert job.comment == f"ToDo: {SHARE}, 4 of 4 steps {FIRST}"
 
 
 def test_a_generation_in_a_generation(host, run, monkeypatch):
@@ -542,8 +543,8 @@ def test_a_generation_in_a_generation(host, run, monkeypatch):
     launch = host.sd_samplers_common.Sampler.launch_sampling
     job = run.img2img()
     assert all(job.down) and len(job.down) == 4 + (2 + 2) + 4
-    assert inner == [f"ToDo: 1 sampling: {FIRST}, 2 of 2 steps; 1 sampling: {SECOND}, 2 of 2 steps\n"]
-    assert job.comment == f"ToDo: 1 sampling: {FIRST}, 4 of 4 steps; 1 sampling: {SECOND}, 4 of 4 steps"
+    assert inner == [f"ToDo: 1 sampling: {SHARE}, 2 of 2 steps {FIRST}; 1 sampling: {SHARE}, 2 of 2 steps {SECOND}\n"]
+    assert job.comment == f"ToDo: 1 sampling: {SHARE}, 4 of 4 steps {FIRST}; 1 sampling: {SHARE}, 4 of 4 steps {SECOND}"
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
@@ -582,7 +583,7 @@ def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):
     with watch(sample_in_between):
         on, off = run.img2img(), run("img2img", {})
     assert on.down == [True] * 4 + [False] * 4
-    assert on.comment.startswith(f"ToDo: 1 sampling: {FIRST}, 4 of 4 steps; 1 sampling: left dense, because another ")
+    assert on.comment.startswith(f"ToDo: 1 sampling: {SHARE}, 4 of 4 steps {FIRST}; 1 sampling: left dense, because another ")
     assert off.comments == []
 
 
@@ -623,11 +624,11 @@ def inversion(host, run):
 def test_an_inversion_stays_dense_and_is_told(inversion):
     job = inversion({"enabled": True}, n_iter=2)
     assert job.down == ([False] * 5 + [True] * 4) * 2
-    assert job.comment == f"ToDo: 2 samplings: {FIRST}, 4 of 4 steps, 5 U-Net calls before it left dense"
+    assert job.comment == f"ToDo: 2 samplings: {SHARE}, 4 of 4 steps, 5 U-Net calls before it left dense {FIRST}"
 
 
 def test_an_inversion_that_is_known_already(inversion):
-    assert inversion({"enabled": True}, fails=None).comment == f"ToDo: {FIRST}, 4 of 4 steps"
+    assert inversion({"enabled": True}, fails=None).comment == f"ToDo: {SHARE}, 4 of 4 steps {FIRST}"
 
 
 def test_an_inversion_that_fails(inversion):

@@ -98,7 +98,7 @@ def test_auto_chooses_by_the_size_of_each_pass(host, run):
     assert [(call.size, call.top) for call in job.calls] == [((16, 16), 16 * 16), ((80, 80), 40 * 40)]
     first, hires = job.comment.split("; ")
     assert "factor is 1" in first
-    assert "80x80 tokens, keys from 40x40 (3 layers), 1 of 1 steps" in hires
+    assert "1 of 1 steps [depth 1: 80x80 tokens, keys from 40x40 (3 layers)]" in hires
 
 
 @pytest.mark.parametrize(("width", "height"), [(72, 40), (40, 104), (8, 64)])

@@ -22,29 +22,34 @@ def run(unet, size=(16, 16), steps=4, **chosen) -> Report:
 
 
 def test_one_depth(sd1):
-    assert str(run(sd1, (16, 24))) == "depth 1: 24x16 tokens, keys from 12x8 (5 layers), 4 of 4 steps"
+    assert str(run(sd1, (16, 24))) == (
+        "34 % of self-attention's work, 4 of 4 steps [depth 1: 24x16 tokens, keys from 12x8 (5 layers)]"
+    )
 
 
 def test_all_depths(sd1):
     assert str(run(sd1, steps=1, factor=4, max_depth=4)) == (
-        "depth 1: 16x16 tokens, keys from 4x4 (5 layers), depth 2: 8x8 tokens, keys from 4x4 (5 layers), "
-        "depth 3: 4x4 tokens, keys from 2x2 (5 layers), depth 4: 2x2 tokens, keys from 1x1 (1 layer), 1 of 1 steps"
+        "9 % of self-attention's work, 1 of 1 steps ["
+        "depth 1: 16x16 tokens, keys from 4x4 (5 layers); depth 2: 8x8 tokens, keys from 4x4 (5 layers); "
+        "depth 3: 4x4 tokens, keys from 2x2 (5 layers); depth 4: 2x2 tokens, keys from 1x1 (1 layer)]"
     )
 
 
 def test_depth_1_of_sdxl_is_half_the_latent(sdxl):
-    assert str(run(sdxl, steps=1)) == "depth 1: 8x8 tokens, keys from 4x4 (10 layers), 1 of 1 steps"
+    assert str(run(sdxl, steps=1)) == (
+        "35 % of self-attention's work, 1 of 1 steps [depth 1: 8x8 tokens, keys from 4x4 (10 layers)]"
+    )
 
 
 def test_steps_in_range(sd1):
-    assert str(run(sd1, (8, 8), start=0.25, end=0.75)).endswith(", 2 of 4 steps")
+    assert ", 2 of 4 steps [" in str(run(sd1, (8, 8), start=0.25, end=0.75))
 
 
 def test_a_step_of_several_calls_counts_once(sd1):
     with patched(sd1) as patch:
         for _ in range(3):
             call(sd1, (8, 8))
-    assert str(patch.report).endswith(", 1 of 1 steps")
+    assert ", 1 of 1 steps [" in str(patch.report)
 
 
 def test_steps_that_were_planned(sd1):
@@ -56,7 +61,7 @@ def test_steps_that_were_planned(sd1):
         assert str(patch.report) == "nothing downsampled, it ended before a sampling step between start and end"
         position = 0.5
         call(sd1, (8, 8))
-    assert str(patch.report).endswith(", 1 of 12 steps")
+    assert ", 1 of 12 steps [" in str(patch.report)
 
 
 def test_a_controlnet_in_some_of_the_steps():
@@ -66,7 +71,8 @@ def test_a_controlnet_in_some_of_the_steps():
         report.downsampled("a", 1, (8, 8), (4, 4), position)
         if position == 0.25:
             report.downsampled("ControlNet 1: a", 1, (8, 8), (4, 4), position)
-    assert str(report).endswith("(2 layers, 1 of them in ControlNet), 3 of 3 steps (ControlNet in 1)")
+    assert str(report).startswith("3 of 3 steps (ControlNet in 1) [")
+    assert str(report).endswith("(2 layers, 1 of them in ControlNet)]")
 
 
 def test_several_sizes_in_one_pass(sd1):
@@ -74,7 +80,8 @@ def test_several_sizes_in_one_pass(sd1):
         call(sd1, (8, 8))
         call(sd1, (8, 16))
     assert str(patch.report) == (
-        "depth 1: 8x8 tokens, keys from 4x4 (5 layers), depth 1: 16x8 tokens, keys from 8x4 (5 layers), 1 of 1 steps"
+        "34 % of self-attention's work, 1 of 1 steps ["
+        "depth 1: 8x8 tokens, keys from 4x4 (5 layers); depth 1: 16x8 tokens, keys from 8x4 (5 layers)]"
     )
 
 
@@ -119,8 +126,8 @@ def test_layers_left_to_another_patch(sd1):
         report = run(sd1)
         assert report.left_layers[Reason.TOKENS] == set(names[:2])
         assert str(report) == (
-            "depth 1: 16x16 tokens, keys from 8x8 (3 layers), 4 of 4 steps, "
-            "2 layers left to another patch that tiles or merges their tokens"
+            "4 of 4 steps, 2 layers left to another patch that tiles or merges their tokens "
+            "[depth 1: 16x16 tokens, keys from 8x8 (3 layers)]"
         )
         # Outside the steps in range no layer is left to another patch.
         assert str(run(sd1, end=0)) == "nothing downsampled, no sampling step is between start and end"

@@ -131,8 +131,8 @@ def _sample_downsampled(
         with running.patch, running.steps.watching(sample, schedule) as watched_schedule:
             return _run(running, functools.partial(sample, model, x, *args, **watched_schedule))
     finally:
-        done = str(running.patch.report)
-        comment.tell(p, name, f"{done}, {early.count} U-Net calls before it left dense" if early.count else done)
+        running.patch.report.early_calls = early.count
+        comment.tell(p, name, str(running.patch.report))
 
 
 def _run(sampling: DenseSampling, sample: Callable[[], Any]) -> Any:

@@ -32,7 +32,7 @@ class WorkCount:
         self._known = known
 
     def install_before(self, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-        """Register the hooks that see the keys before they are shortened, and append the handle of each to this list."""
+        """Register the hooks that see what all keys would be, and append the handle of each to this list."""
         handles.append(self._module.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
         for attn, call in self._calls.items():
             handles.append(attn.to_q.register_forward_hook(call.queries_made))
@@ -45,8 +45,7 @@ class WorkCount:
 
     def _before_transformer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if replaced_by_options(args, kwargs, self._names) or any(
-            is_computed_differently(attn, self._known) or is_computed_by_hooks(attn)
-            for attn in self._calls
+            is_computed_differently(attn, self._known) or is_computed_by_hooks(attn) for attn in self._calls
         ):
             self._report.uncounted()
 

@@ -241,9 +241,7 @@ def test_a_job_that_is_run_again(host, run):
 
 def test_several_samplings_are_summed_up(run):
     job = run.txt2img(n_iter=3, batch_size=2)
-    assert job.comment == (
-        f"ToDo: 3 samplings: {SHARE}, 4 of 4 steps [depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
-    )
+    assert job.comment == (f"ToDo: 3 samplings: {SHARE}, 4 of 4 steps [depth 1: 4x4 tokens, keys from 2x2 (3 layers)]")
 
 
 def test_many_different_samplings_are_not_all_told(host, run):

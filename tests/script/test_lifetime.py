@@ -120,10 +120,10 @@ def test_installed_for_the_sampling_alone(host, run, watcher, job):
     assert watcher.funcs_are_restored()
 
 
-def test_only_layers_within_max_depth_are_touched(host, run, watcher):
+def test_only_layers_within_max_depth_are_shortened(host, run, watcher):
     host.processing.process_images(run.prepare("txt2img", {"enabled": True}, steps=1))
     ((_, hooks),) = watcher["cfg_denoiser"]
-    assert DEEP + ".to_k" not in hooks["base"]
+    assert DEEP + ".to_v" not in hooks["base"]  # queries and keys are counted there
     assert hooks["other"] == set()
 
 
@@ -416,7 +416,7 @@ def test_samplings_that_scripts_are_not_told_of(host, samples_itself, keeps):
     job = samples_itself({"enabled": True, "end": 0.5}, keeps=keeps, denoising_strength=0.7)
     assert job.down == [True, True, False, False, True, True, False]
     done = "[depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
-    assert job.comment == f"ToDo: 1 sampling: {SHARE}, 2 of 4 steps {done}; 1 sampling: {SHARE}, 2 of 3 steps {done}"
+    assert job.comment == f"ToDo: 1 sampling: {HALF}, 2 of 4 steps {done}; 1 sampling: {MORE}, 2 of 3 steps {done}"
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
@@ -469,7 +469,7 @@ def hires_fix(host, monkeypatch):
     return changes
 
 
-SHARE = "27 % of self-attention's work"
+SHARE, HALF, MORE = (f"{share} % of self-attention's work" for share in (27, 63, 51))  # all, 2 of 4, 2 of 3 steps
 FIRST = "[depth 1: 4x4 tokens, keys from 2x2 (3 layers)]"
 SECOND = "[depth 1: 8x8 tokens, keys from 4x4 (3 layers)]"
 
@@ -479,15 +479,15 @@ def test_a_sampling_on_a_copy_of_the_job(host, run, hires_fix):
     job = run.img2img({"end": 0.5}, batch_size=2)
     half = [True, True, False]
     assert [(call.size, call.down) for call in job.calls][4:] == [((8, 8), down) for down in half * 2]
-    assert job.comment == f"ToDo: 1 sampling: {SHARE}, 2 of 4 steps {FIRST}; 2 samplings: {SHARE}, 2 of 3 steps {SECOND}"
+    assert job.comment == f"ToDo: 1 sampling: {HALF}, 2 of 4 steps {FIRST}; 2 samplings: {MORE}, 2 of 3 steps {SECOND}"
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
 
 
 def test_it_is_no_pass_of_hires_fix(run, hires_fix):
     job = run.txt2img({"passes": "hires"}, enable_hr=True, steps=1)
     assert [call.down for call in job.calls] == [False, True, True, True, True]
-    assert job.comment.startswith("ToDo: first pass: left dense, because passes = hires; hires pass: depth 1")
-    assert "; 1 sampling: depth 1: 16x16 tokens" in job.comment
+    assert job.comment.startswith(f"ToDo: first pass: left dense, because passes = hires; hires pass: {SHARE}, 1 of")
+    assert f"; 1 sampling: {SHARE}, 3 of 3 steps [depth 1: 16x16 tokens" in job.comment
 
 
 def test_switched_off_nothing_is_there_for_it(host, run, hires_fix):
@@ -583,7 +583,9 @@ def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):
     with watch(sample_in_between):
         on, off = run.img2img(), run("img2img", {})
     assert on.down == [True] * 4 + [False] * 4
-    assert on.comment.startswith(f"ToDo: 1 sampling: {SHARE}, 4 of 4 steps {FIRST}; 1 sampling: left dense, because another ")
+    assert on.comment.startswith(
+        f"ToDo: 1 sampling: {SHARE}, 4 of 4 steps {FIRST}; 1 sampling: left dense, because another "
+    )
     assert off.comments == []
 
 

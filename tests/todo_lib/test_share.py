@@ -94,7 +94,7 @@ def test_skipped_blocks_count_for_nothing(sd1):
 @pytest.mark.parametrize("depth", [1, 4])
 def test_no_share_beside_a_patch_that_computes_self_attention(sd1, depth):
     """How much that computes is not known, deeper than max depth as well."""
-    name = list(attentions(sd1))[0] if depth == 1 else next(n for n in attentions(sd1) if "middle" in n)
+    name = next(iter(attentions(sd1))) if depth == 1 else next(n for n in attentions(sd1) if "middle" in n)
     attn = sd1.get_submodule(name)
     attn.forward = lambda x, context=None, mask=None: torch.zeros_like(x)
     try:

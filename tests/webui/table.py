@@ -128,5 +128,7 @@ def place_of(cell):
 
 def words(cell):
     """A note's text on a cell. If layers were left to another patch, that part of the line under the image."""
-    clauses = re.findall(r"(?:nothing downsampled, )?(\d+ layers?[^,;]* left to another patch[^,;[]*[^,;[ ])", cell.words)
+    clauses = re.findall(
+        r"(?:nothing downsampled, )?(\d+ layers?[^,;]* left to another patch[^,;[]*[^,;[ ])", cell.words
+    )
     return " and ".join(f"“{clause}”" for clause in dict.fromkeys(clauses)) or cell.words.replace("\n", " ")[:300]

@@ -1,5 +1,7 @@
 """The accordion in a real browser: it opens, is filled by pasting, is obeyed, and reports afterwards."""
 
+import re
+
 import pytest
 
 LABELS = [
@@ -101,8 +103,32 @@ def test_generate_and_read_the_comment(page, client):
         comment = page.locator("#html_log_txt2img .comments")
         comment.wait_for()
     assert record.attentions
-    assert comment.inner_text().strip() == "ToDo: depth 1: 8x8 tokens, keys from 2x2 (5 layers), 4 of 4 steps"
+    assert re.fullmatch(r"ToDo: \d+ % of self-attention's work, 4 of 4 steps", comment.inner_text().strip())
     assert "ToDo downsample factor: 4, ToDo depths: 1" in page.locator("#html_info_txt2img").first.inner_text()
+
+
+def test_the_details_of_each_pass_open_by_the_keyboard(page):
+    open_accordion(page)
+    fill(page, "factor", "2")
+    fill(page, "max_depth", "1")
+    page.locator("#txt2img_hr-checkbox").check()
+    generate(page)
+    summary = page.locator("#html_log_txt2img .comments summary")
+    summary.wait_for()
+    share = r"\d+ % of self-attention's work, 4 of 4 steps"
+    assert re.fullmatch(f"ToDo: first pass: {share}; hires pass: {share}", summary.inner_text())
+    entries = page.locator("#html_log_txt2img .comments li")
+    assert not entries.first.is_visible()
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert entries.all_inner_texts() == [
+        "first pass: depth 1: 8x8 tokens, keys from 4x4 (5 layers)",
+        "hires pass: depth 1: 16x16 tokens, keys from 8x8 (5 layers)",
+    ]
+    generate(page, steps=3)
+    page.locator("#html_log_txt2img .comments summary", has_text="3 of 3 steps").wait_for()
+    assert page.locator("#html_log_txt2img .comments details").count() == 1
+    assert page.errors == []
 
 
 def test_an_end_before_the_start_is_shown_as_an_error(page):
@@ -231,4 +257,4 @@ def test_the_plan_is_what_is_then_done(page, client):
     resize(page, width=192, height=128)
     wait_for_plan(page, "24 × 16", "12 × 8")
     generate(page, width=192, height=128)
-    page.locator("#html_log_txt2img", has_text="24x16 tokens, keys from 12x8").first.wait_for()
+    page.locator("#html_log_txt2img", has_text="24x16 tokens, keys from 12x8").first.wait_for(state="attached")

@@ -41,7 +41,7 @@ def test_interrupt_and_skip(client, undone, action, pass_name):
     with client.recording() as record, client.fault(1, pass_name, action) as fault:
         client.hires(TODO)
     assert fault.fired
-    assert "ToDo: first pass: depth 1" in record.generations[0]["comments"]
+    assert "ToDo: first pass: " in record.generations[0]["comments"] and "[depth 1" in record.generations[0]["comments"]
 
 
 def test_four_requests_at_once(client, undone):

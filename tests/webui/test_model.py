@@ -37,5 +37,5 @@ def test_dense_and_downsampled_images_are_nearest_to_that_of_the_prompt(client, 
         assert image.shape == (LARGE_SIZE, LARGE_SIZE, 3)
         assert card.nearest(torch.from_numpy(image)) == PROMPT
     assert (dense != downsampled).any()
-    assert "ToDo: depth 1" in record.generations[0]["comments"]
+    assert "[depth 1" in record.generations[0]["comments"]
     assert {(a.queries, a.keys) for a in record.where(depth=1)} == {(4096, 1024)}

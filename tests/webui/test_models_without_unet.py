@@ -21,7 +21,7 @@ def check_tiny(client):
     with client.recording(indices=True) as record:
         client.txt2img([True, 2])
     assert_keys(record, factor_2)
-    assert "ToDo: depth 1: 16x8 tokens, keys from 8x4" in comments(record)
+    assert "[depth 1: 16x8 tokens, keys from 8x4" in comments(record)
 
 
 def check_sd3(client, generate, comment, passes):

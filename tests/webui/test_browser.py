@@ -111,12 +111,12 @@ def test_the_details_of_each_pass_open_by_the_keyboard(page):
     open_accordion(page)
     fill(page, "factor", "2")
     fill(page, "max_depth", "1")
-    page.locator("#txt2img_hr-checkbox").check()
+    page.locator("#txt2img_hr-visible-checkbox").check()
     generate(page)
     summary = page.locator("#html_log_txt2img .comments summary")
     summary.wait_for()
-    share = r"\d+ % of self-attention's work, 4 of 4 steps"
-    assert re.fullmatch(f"ToDo: first pass: {share}; hires pass: {share}", summary.inner_text())
+    done = r"\d+ % of self-attention's work, 4 of 4 steps"
+    assert re.fullmatch(f"ToDo: first pass: {done}; hires pass: {done}", summary.inner_text())
     entries = page.locator("#html_log_txt2img .comments li")
     assert not entries.first.is_visible()
     summary.focus()
@@ -125,8 +125,8 @@ def test_the_details_of_each_pass_open_by_the_keyboard(page):
         "first pass: depth 1: 8x8 tokens, keys from 4x4 (5 layers)",
         "hires pass: depth 1: 16x16 tokens, keys from 8x8 (5 layers)",
     ]
-    generate(page, steps=3)
-    page.locator("#html_log_txt2img .comments summary", has_text="3 of 3 steps").wait_for()
+    generate(page, steps=6)
+    page.locator("#html_log_txt2img .comments summary", has_text="6 of 6 steps").wait_for()
     assert page.locator("#html_log_txt2img .comments details").count() == 1
     assert page.errors == []
 

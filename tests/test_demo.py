@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lab.demo import __main__ as demo
+from lab.demo.sheet import MARGIN
 from lab.model.emoji import load
 from lab.model.parts import PROMPT_TOKENS
 from lab.model.pictures import CAPTIONS
@@ -45,6 +46,13 @@ def test_the_command(tmp_path):
     assert names(tmp_path / "new") == [name]
     sheet = np.asarray(Image.open(tmp_path / "new" / name))
     assert sheet.shape[1] > 3 * 128 and len(np.unique(sheet[..., 0])) > 100
+
+
+def test_the_pair_is_the_sheet_without_the_difference(tmp_path):
+    demo.main([*TINY, "--output", str(tmp_path), "--pair", str(tmp_path / "pair.webp")])
+    pair, sheet = (Image.open(tmp_path / name) for name in names(tmp_path))
+    assert pair.format == "WEBP" and pair.height == sheet.height
+    assert pair.width - MARGIN == 2 * (sheet.width - MARGIN) / 3
 
 
 def test_factor_1_changes_nothing(tmp_path, capsys):
@@ -104,6 +112,7 @@ def test_start_and_end(tmp_path, capsys):
         (["--steps", "-1"], "--steps"),
         (["--seed", "x"], "--seed"),
         (["--output", __file__], "--output"),
+        (["--pair", "pair.txt"], "'pair.txt' is not allowed: it must end with .png or .webp"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):

@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     infotext = ", ".join(f"{key}: {value}" for key, value in to_infotext(settings).items())
     note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
     save_sheet(sheet, title, note, rows)
+    if options.pair:
+        save_sheet(options.pair, title, note, {prompt: row[:2] for prompt, row in rows.items()})
     here = Path.cwd()
     print(f"\nPictures: {sheet.relative_to(here) if sheet.is_relative_to(here) else sheet}")
 
@@ -156,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=_whole_number(1, 1000), default=20, help="sampling steps")
     add("--seed", type=_whole_number(0, 2**32 - 1), default=0, help="for the noise that a picture begins with")
     add("--output", type=Path, default=OUTPUT, help="folder for the pictures")
+    add("--pair", type=_picture, help="a .png or .webp file, for the pictures without their difference")
     return parser
 
 
@@ -171,7 +174,7 @@ def _sheet_name(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         prompts = f"{len(options.prompts)}-prompts-{hashlib.sha256(prompts.encode()).hexdigest()[:8]}"
     parts = ["todo", prompts, "x".join(map(str, options.size)), f"factor-{options.factor:g}"]
     for name, value in vars(options).items():
-        if name not in ("prompts", "size", "factor", "output") and value != parser.get_default(name):
+        if name not in ("prompts", "size", "factor", "output", "pair") and value != parser.get_default(name):
             parts.append(name.replace("_", "-") if value is True else f"{name.replace('_', '-')}-{value:g}")
     return "-".join(parts) + ".png"
 
@@ -208,6 +211,13 @@ def _whole_number(minimum: int, maximum: int, step: int = 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: it must be {kind} from {minimum} to {maximum}")
 
     return check
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".webp"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: it must end with .png or .webp")
+    return path
 
 
 def _size(text: str) -> tuple[int, int]:

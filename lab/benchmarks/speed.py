@@ -38,7 +38,7 @@ RESET = Path("/proc/self/clear_refs")  # of Linux
 # factors leave as many keys as there are at 2048.
 PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}
 SMALLER = (2, 1)  # the demo's at 1024, and ours below
-MOVING = (2, 3, 4)
+MOVING = (2, 3, 4, 6)
 
 
 def settings_of(layout: Layout, size: int) -> dict[str, Settings]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,6 +225,13 @@ def test_absent_keys_mean_defaults(host, params, changed):
 )
 def test_texts_of_the_other_extension(host, params, changed):
     assert pasted(host, params) == {"enabled": True, "moving": False, **changed}
+
+
+def test_texts_of_the_other_extension_are_left_to_it_where_it_is_installed(host, monkeypatch):
+    option = SimpleNamespace(infotext="ToDo factor")
+    monkeypatch.setitem(host.shared.opts.data_labels, "token_downsampling_factor", option)
+    assert pasted(host, "ToDo factor: 3.0, ToDo factor2: 2.0, ToDo disable after: 0.8") == {}
+    assert pasted(host, "ToDo factor: 3.0, ToDo downsample factor: 2") == {"enabled": True, "factor": 2}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 import base64
 import contextlib
 import functools
+import html
 import io
 import itertools
 import json
 import math
+import tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +67,35 @@ class Client:
         if mask is not None:
             request["mask"] = encode(mask)
         return self._generate("img2img", todo, model, request)
+
+    def img2img_batch(self, images, todo=None, model="tiny", **request):
+        """Generate from each of these images at its own size, by the tab "Batch" of img2img. The API lacks it.
+
+        Returns the `images` and the `comments` that the page shows.
+        """
+        config = self.get("/config")
+        parts = {part["id"]: part["props"] for part in config["components"]}
+        ids = {props.get("elem_id"): number for number, props in parts.items()}
+        folder = ids["img2img_batch_input_dir"]
+        submits = [d for d in config["dependencies"] if d["js"] == "submit_img2img" and folder in d["inputs"]]
+        inputs, number = submits[0]["inputs"], config["dependencies"].index(submits[0])
+        values = {place: parts[place].get("value") for place in inputs}
+        values |= {place: [] for place in inputs if parts[place].get("multiselect") and values[place] is None}
+        given = {"img2img_steps": REQUEST["steps"], "img2img_seed": REQUEST["seed"], **request}
+        given |= {f"script_img2img_todo_{name}": value for name, value in (todo or {}).items()}
+        given["script_img2img_todo_enabled-checkbox"] = given.pop("script_img2img_todo_enabled", False)
+        values |= {ids[name]: value for name, value in given.items()}
+        with tempfile.TemporaryDirectory() as place, self.options(sd_model_checkpoint=model):
+            for i, image in enumerate(images):
+                Image.fromarray(image).save(Path(place) / f"{i}.png")
+            data = [values[place] for place in inputs]
+            # Without names on the page: the tab's number, "Resize by", its scale, and where the images come from.
+            at = inputs.index(folder)
+            data[1], data[at - 8], data[at - 5], data[at], data[at + 7] = 5, 1, 1, place, "from dir"
+            answer = self.post("/run/predict", {"fn_index": number, "data": data, "session_hash": "test"})
+        gallery, _, _, comments = answer["data"][:4]
+        images = [np.array(Image.open(found["name"].partition("?")[0]).convert("RGB")) for found in gallery]
+        return SimpleNamespace(images=images, comments=html.unescape(comments))
 
     def hires(self, todo=None, model="tiny", **request):
         """txt2img with hires fix: 64x64, then 128x128 with 3 steps, unless told otherwise."""

@@ -48,7 +48,7 @@ class Neighbour:
     request: its additions to a request, or a function of the run that returns them.
     options: WebUI options while it runs.
     around: options that are no part of it, and that also hold where ToDo runs alone.
-    method: txt2img or img2img.
+    method: txt2img, img2img or img2img_batch.
     repository: the folder of the extension, or None for a part of the host.
     grids: how many whole grids the context of a self-attention may be made of.
     models: the models that it works with.
@@ -146,6 +146,8 @@ def judge(attention, model, grids=1, offsets=None):
 def generate(client, model, neighbour, request, todo, **more):
     """Run a generation. `request` comes last, because neighbours may need their own sizes and steps."""
     body = {**REQUEST, **more, **request}
+    if neighbour.method == "img2img_batch":
+        return client.img2img_batch(request["images"], todo, model, **more)
     if neighbour.method == "img2img":
         image = body.pop("image")
         return client.img2img(image, body.pop("mask", None), todo=todo, model=model, **body)
@@ -168,6 +170,7 @@ def check(server, cell, neighbour, model, **more):
         return
     request = neighbour.request(run) if callable(neighbour.request) else neighbour.request
     plain = {"image": request["image"]} if neighbour.method == "img2img" else {}
+    plain |= {"images": request["images"]} if neighbour.method == "img2img_batch" else {}
     plain |= {key: request[key] for key in ("width", "height", "steps", "mask") if key in request}
     position = server.log_size()
     with client.options(**neighbour.around):
@@ -178,13 +181,14 @@ def check(server, cell, neighbour, model, **more):
             without = generate(client, model, neighbour, request, None, **more).images
             own = of_todo(client)  # a neighbour may have a similar name
             with client.recording(indices=True, controls=True) as record:
-                with_todo = generate(client, model, neighbour, request, TODO, **more).images
+                result = generate(client, model, neighbour, request, TODO, **more)
+            with_todo = result.images
             leftovers = [line for line in of_todo(client) if line not in own]
             again = generate(client, model, neighbour, request, None, **more).images
 
     comments = [line for g in record.generations for line in g["comments"].splitlines() if line.startswith("ToDo: ")]
     # The host encodes an image with unseeded noise: next to nothing, but not always nothing after rounding.
-    tolerance = 0.01 if neighbour.method == "img2img" else 0
+    tolerance = 0 if neighbour.method == "txt2img" else 0.01
     cell.words = comments[-1] if comments else ""
     offsets = Offsets()
     judged = [(judge(a, model, neighbour.grids, offsets), a) for a in record.attentions]
@@ -206,6 +210,8 @@ def check(server, cell, neighbour, model, **more):
         raise Red(f"left, and should not be: {left[0]}")
     if not judged:
         raise Red("no self-attention ran")
+    if neighbour.method == "img2img_batch" and (wrong := wrong_of_batch(result.comments, with_todo)):
+        raise Red(wrong)
     if neighbour.checkpoints - {a.model for a in record.attentions}:
         raise Red(f"only these checkpoints ran: { {a.model for a in record.attentions} }")
     if neighbour.repeats and not same(without, again, tolerance):
@@ -227,6 +233,15 @@ def check_without_unet(client, cell, model, **request):
     if not same(without, with_todo, 0) or "this model has no U-Net self-attention" not in cell.words:
         raise Red("something was done")
     cell.outcome = "ok"
+
+
+def wrong_of_batch(comments, images):
+    """Whether the line that a batch of files shows leaves one out, or tells of another one. Returns why, or None."""
+    told = re.findall(r"1 sampling: [^;]*?depth 1: (\d+)x(\d+) tokens", comments)
+    made = sorted((image.shape[1] // 8, image.shape[0] // 8) for image in images)
+    if sorted((int(width), int(height)) for width, height in told) != made:
+        return f"files of the grids {made} are told as: {comments}"
+    return None
 
 
 def of_todo(client):

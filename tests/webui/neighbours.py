@@ -84,6 +84,14 @@ HOST = [
         },
         method="img2img",
     ),
+    Neighbour(
+        "img2img batch",
+        "the host's own",
+        lambda run: {"images": [run.image, run.image[:, :128]]},  # 256x128, then 128x128
+        method="img2img_batch",
+        changes_picture=False,
+        models=("tiny",),
+    ),
     Neighbour("SD upscale", "the host's own", script("SD upscale", None, 64, 1, 2), method="img2img"),
     Neighbour("loopback", "the host's own", script("Loopback", 2, 0.5, "Linear", "None"), method="img2img"),
     Neighbour(

@@ -5,16 +5,19 @@ their own command, `python dev.py compatibility`, which writes docs/compatibilit
 """
 
 import contextlib
+from collections import Counter
 
 import pytest
 
 from tests.webui import fork_neighbours
 from tests.webui.client import RequestFailed
-from tests.webui.compatibility import check, check_without_unet
+from tests.webui.compatibility import TODO, check, check_without_unet, judge
 from tests.webui.extensions import APART, EXTENSIONS
 from tests.webui.hosts import FULL_VAE
 from tests.webui.neighbours import MEDVRAM, NEIGHBOURS
 from tests.webui.sampler_steps import check_first_half
+from tests.webui.server import find_distributed
+from tests.webui.test_distributed import Recording, machines  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,22 @@ def test_neighbour(request, table, neighbour, model):
 @pytest.mark.parametrize("model", MEDVRAM.models)
 def test_medvram(medvram, table, model):
     check_neighbour(medvram, table.cell("neighbours", "A1111", model), MEDVRAM)
+
+
+def test_several_machines(machines, table):  # noqa: F811
+    cell = table.cell("neighbours", "A1111", "tiny", neighbour="stable-diffusion-webui-distributed")
+    cell.kind = "shares batches among machines"
+    table.add_version(cell.neighbour, find_distributed())
+    with judging(cell):
+        machines.share_with("worker")
+        with Recording(machines.main, machines.worker) as done:
+            result = machines.main.client.txt2img(TODO, batch_size=2)
+        seen = [judge(a, "tiny") for record in (done.main, done.other) for a in record.attentions if a.grid != (1, 1)]
+        cell.seen = dict(Counter(seen))
+        (cell.words,) = done.comments()
+        assert done.seen() == [{"right"}, {"right"}]
+        assert len(result.images) == 2
+        cell.outcome = "ok"
 
 
 # ---- Forge and its kin

@@ -74,6 +74,7 @@ class Soak:
         self.samplers = [found["name"] for found in self.client.get("/sdapi/v1/samplers")]
         self.counts = dict.fromkeys(["made", "stopped", "refused", "raised", "refused without ToDo too"], 0)
         here = [n for n in [*NEIGHBOURS, *EXTENSIONS] if not n.repository or n.repository in server.extensions]
+        here = [n for n in here if n.method != "img2img_batch"]  # the API lacks it
         self.neighbours = {model: [n for n in here if model in n.models] for model in MODELS}
 
     def generate(self):

@@ -16,6 +16,9 @@ _AUTO = "auto"  # stands for the factor 0
 KEYS = frozenset((*_FIELDS, _VERSION))
 """All keys that are written. No other extension writes or reads any of them."""
 
+THEIR_FACTOR = "ToDo factor"
+"""The key of sd-webui-token-downsampling without which its texts say nothing."""
+
 
 def to_infotext(settings: Settings) -> dict[str, str]:
     """The infotext of enabled settings: the factor, what differs from its default, and the version of ToDo."""
@@ -43,9 +46,9 @@ def from_infotext(params: Mapping[str, Any]) -> Settings:
 
 def _from_other_extension(params: Mapping[str, Any]) -> Settings:
     """Settings as sd-webui-token-downsampling wrote them. Its older versions had one factor for all depths."""
-    if "ToDo factor" not in params:
+    if THEIR_FACTOR not in params:
         return Settings()
-    keys = {"ToDo factor": "factor", "ToDo max depth": "max_depth", "ToDo disable after": "end"}
+    keys = {THEIR_FACTOR: "factor", "ToDo max depth": "max_depth", "ToDo disable after": "end"}
     values: dict[str, Any] = {name: _number(name, params[key]) for key, name in keys.items() if key in params}
     deeper = _number("deeper_factor", params.get("ToDo factor2", 1))
     if deeper > 1:

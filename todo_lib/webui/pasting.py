@@ -10,7 +10,7 @@ from modules import infotext_utils, shared
 
 from todo_lib.settings import FIELDS, Field, SettingsError, Value
 from todo_lib.webui.arguments import Refusal
-from todo_lib.webui.infotext import from_infotext
+from todo_lib.webui.infotext import THEIR_FACTOR, from_infotext
 
 SWITCH, FIRST = FIELDS[:2]
 
@@ -51,6 +51,9 @@ def _pasted(field: Field, params: Mapping[str, Any]) -> Value | None:
     disregarded = shared.opts.infotext_skip_pasting  # the host has dropped their keys from params
     if LABELS[0] in disregarded:
         return None
+    if any(option.infotext == THEIR_FACTOR for option in shared.opts.data_labels.values()):
+        # sd-webui-token-downsampling is here, and the host restores its options from its keys. Both would be on.
+        params = {key: value for key, value in params.items() if key != THEIR_FACTOR}
     try:
         settings = from_infotext(params)
     except SettingsError as error:

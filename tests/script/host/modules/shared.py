@@ -16,4 +16,4 @@ state = State()
 state.begin()
 
 OPTIONS = {"batch_cond_uncond": True, "enable_quantization": False, "infotext_skip_pasting": []}
-opts = SimpleNamespace(**OPTIONS)
+opts = SimpleNamespace(**OPTIONS, data_labels={})  # data_labels: name -> an option's definition

@@ -128,7 +128,7 @@ def test_the_details_of_each_pass_open_by_the_keyboard(page):
     generate(page, steps=6)
     page.locator("#html_log_txt2img .comments summary", has_text="6 of 6 steps").wait_for()
     assert page.locator("#html_log_txt2img .comments details").count() == 1
-    assert page.errors == []
+    assert [error for error in page.errors if HOSTS_OWN not in error] == []
 
 
 def test_an_end_before_the_start_is_shown_as_an_error(page):

@@ -125,7 +125,7 @@ class Settings:
     deeper_factor: float = _setting(
         0.0,
         "Deeper factor",
-        "The factor below depth 1, as far down as Max depth goes. 0: half of the one above, or chosen from the size.",
+        "The factor below depth 1. 0: half of the one above, or chosen from the size. No effect where Max depth is 1.",
         infotext="ToDo deeper factor",
         minimum=1,
         maximum=8,
@@ -142,7 +142,7 @@ class Settings:
     hires_factor: float = _setting(
         0.0,
         "Factor in the hires pass",
-        "In place of Downsample factor, in the hires pass alone. 0: as the first pass.",
+        "In place of Downsample factor, in the hires pass alone. 0: as the first pass. No effect without hires fix.",
         infotext="ToDo hires factor",
         minimum=1,
         maximum=8,

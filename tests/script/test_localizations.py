@@ -13,9 +13,9 @@ from todo_lib import FIELDS
 
 FILES = sorted((ROOT / "localizations").glob("*.json"))
 WITH_TEXTS = ("scripts/todo.py", "todo_lib/webui/live_plan.py", "todo_lib/webui/plan_view.py")
-MADE_OF_PARTS = {"first pass", "hires pass"}
+MADE_OF_PARTS = {"first pass", "hires pass", "first pass:", "hires pass:"}
 # Parts of a text that has its values in it, the host's own words, and what the log says
-OTHERS = {"ToDo %s"}
+OTHERS = {"ToDo %s", "Use same sampler", "Use same checkpoint"}
 TAG = re.compile(r"<[^<>]*(>|$)|^[^<>]*>")  # also one that is cut off by a value
 
 

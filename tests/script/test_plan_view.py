@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import gradio as gr
 import pytest
 
 from tests.script.extension import importable
 
-SIZES = {
-    "txt2img": ["width", "height", "hr-checkbox", "hr_scale", "hr_resize_x", "hr_resize_y"],
-    "img2img": ["width", "height"],
-}
+TABS = ["txt2img", "img2img"]
+CLOSED = [gr.update()] * 4
 
 
 @pytest.fixture
@@ -32,6 +33,29 @@ def ours(**chosen):
     return [*{**values, "passes": "both", "hires_factor": 0.0, "moving": True, **chosen}.values()]
 
 
+def txt2img(**chosen):
+    values = {"width": 512, "height": 512, "sampler": "Euler", "steps": 20, "hires": False, "hr_scale": 2.0}
+    values |= {"hr_width": 0, "hr_height": 0, "hr_steps": 0, "hr_denoising": 0.7, "hr_sampler": "Use same sampler"}
+    return {**values, "hr_checkpoint": "Use same checkpoint", **chosen}
+
+
+def img2img(**chosen):
+    values = {"width": 512, "height": 512, "sampler": "Euler", "steps": 20, "denoising": 0.75, "scale": 1.0}
+    return {**values, **chosen}
+
+
+def follow(view, ours, hosts, **page):
+    return view._follow(tuple(hosts), *ours, *hosts.values(), json.dumps(page))
+
+
+def text(html):
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def followed(view, tab):
+    return list((view.IMG2IMG if tab == "img2img" else view.TXT2IMG).values())
+
+
 def connect(view, tab, order):
     """Make a page with the components in this order. Returns the plan's connections."""
     plan = view.PlanView()
@@ -41,59 +65,114 @@ def connect(view, tab, order):
                 plan.place()
                 plan.follow([gr.Number(0) for _ in range(9)], tab == "img2img")
             else:
-                elem_id = f"{tab}_{part}"
-                plan.found(elem_id, gr.Number(0, elem_id=elem_id))
+                plan.found(part, gr.Number(0, elem_id=part))
     return demo.config["dependencies"] if hasattr(demo, "config") else demo.get_config_file()["dependencies"]
 
 
-@pytest.mark.parametrize("tab", SIZES)
+@pytest.mark.parametrize("tab", TABS)
 @pytest.mark.parametrize("first", [True, False])
-def test_it_follows_all_sizes_and_all_controls(view, tab, first):
+def test_it_follows_all_of_the_hosts_controls_and_ours(view, tab, first):
     """The order in which the host makes them does not matter: users can reorder the page."""
-    order = ["accordion", *SIZES[tab]] if first else [*SIZES[tab], "accordion"]
-    dependencies = connect(view, tab, order)
-    assert len(dependencies) == 9 + len(SIZES[tab])
-    assert all(len(dependency["inputs"]) == 9 + len(SIZES[tab]) for dependency in dependencies)
+    hosts = followed(view, tab)
+    dependencies = connect(view, tab, ["accordion", *hosts] if first else [*hosts, "accordion"])
+    assert len(dependencies) == 9 + len(hosts) + 1  # and the page's own button
+    assert all(len(dependency["inputs"]) == 9 + len(hosts) + 1 for dependency in dependencies)
     assert not any(dependency["queue"] for dependency in dependencies)
 
 
 def test_it_is_connected_once(view):
     """The API makes the controls a second time, but the plan is connected once."""
     plan = view.PlanView()
+    hosts = followed(view, "img2img")
     with gr.Blocks() as demo:
-        for name in SIZES["img2img"]:
-            plan.found(f"img2img_{name}", gr.Number(0))
+        for elem_id in hosts:
+            plan.found(elem_id, gr.Number(0))
         for _ in range(2):
             plan.place()
             plan.follow([gr.Number(0) for _ in range(9)], True)
-    assert len(demo.get_config_file()["dependencies"]) == 11
+    assert len(demo.get_config_file()["dependencies"]) == 9 + len(hosts) + 1
 
 
 def test_closed_it_computes_nothing(view, monkeypatch):
     monkeypatch.setattr(view, "_plan", None)
-    updates = view._follow(*ours(enabled=False), 512, 512)
-    assert updates == [gr.update()] * 2
+    assert follow(view, ours(enabled=False), txt2img()) == CLOSED
 
 
 def test_before_a_checkpoint_is_loaded(view):
-    plan, _ = view._follow(*ours(), 512, 512)
-    assert "when a checkpoint has been loaded" in plan
+    plan, *_ = follow(view, ours(), txt2img())
+    assert "when the checkpoint has been loaded" in plan
+    assert "todo-waiting" in plan  # the page asks again
 
 
-def test_the_plan_of_the_loaded_model(host, view):
+@pytest.fixture
+def loaded(host):
+    """The host's base model is loaded."""
     host.sd_models.model_data.sd_model = host.base
-    plan, _ = view._follow(*ours(), 128, 64, True, 2.0, 0, 0)
+    return host.base.name
+
+
+def test_the_plan_of_the_loaded_model(view, loaded):
+    plan, *_ = follow(view, ours(), txt2img(width=128, height=64, hires=True))
     assert "16 × 8" in plan and "8 × 4" in plan and "32 × 16" in plan
+    assert "todo-waiting" not in plan
 
 
-@pytest.mark.parametrize("max_depth", [1, 2])
-def test_a_deeper_factor_without_effect_is_greyed(host, view, max_depth):
-    host.sd_models.model_data.sd_model = host.base
-    _, effect = view._follow(*ours(max_depth=max_depth), 512, 512)
-    assert effect["interactive"] is (max_depth > 1)
+def test_another_checkpoint_is_known_after_loading(view, loaded):
+    assert "32 × 32" in follow(view, ours(), txt2img(), checkpoint=loaded)[0]
+    plan, *_ = follow(view, ours(), txt2img(), checkpoint="another")
+    assert "when the checkpoint has been loaded" in plan and "todo-waiting" in plan
 
 
-def test_values_that_do_not_go_together(host, view):
-    host.sd_models.model_data.sd_model = host.base
-    plan, _ = view._follow(*ours(start=0.6, end=0.4), 512, 512)
+def test_another_checkpoint_in_the_hires_pass(view, loaded):
+    plan, *_ = follow(view, ours(), txt2img(hires=True, hr_checkpoint="another"))
+    assert "first pass 64 × 64 32 × 32" in text(plan)
+    assert "hires pass – – – – –" in text(plan)
+    assert "hires pass: The plan follows when the checkpoint has been loaded." in text(plan)
+    assert "todo-waiting" not in plan  # it is loaded during the generation, and gone afterwards
+
+
+@pytest.mark.parametrize(
+    ("hosts", "steps"),
+    [
+        (txt2img(), ["20"]),
+        (txt2img(hires=True), ["20", "20"]),
+        (txt2img(hires=True, hr_steps=8), ["20", "8"]),
+        (txt2img(hires=True, hr_sampler="DDIM"), ["20", "18"]),
+        (img2img(), ["16"]),
+        (img2img(denoising=1), ["20"]),
+    ],
+)
+def test_the_steps_of_each_pass(view, loaded, hosts, steps):
+    plan, *_ = follow(view, ours(), hosts)
+    assert re.findall(r"of (\d+)", text(plan)) == steps
+
+
+def test_img2img_makes_all_steps_if_the_host_is_told_to(host, view, loaded, monkeypatch):
+    monkeypatch.setattr(host.shared.opts, "img2img_fix_steps", True)
+    assert "20 of 20" in text(follow(view, ours(), img2img(denoising=0.3))[0])
+
+
+def test_resize_by_a_factor_scales_the_image(view, loaded):
+    page = {"by": True, "image": [300, 200]}
+    assert "75 × 50" in follow(view, ours(), img2img(scale=2.0), **page)[0]
+    assert "64 × 64" in follow(view, ours(), img2img(scale=2.0), **{**page, "by": False})[0]
+    plan, *_ = follow(view, ours(), img2img(scale=2.0), by=True, image=[0, 0])
+    assert text(plan) == "The size follows from the image."
+
+
+@pytest.mark.parametrize(
+    ("max_depth", "hosts", "effects"),
+    [
+        (1, txt2img(), [False, False, False]),
+        (2, txt2img(hires=True), [True, True, True]),
+        (2, img2img(), [True, False, False]),
+    ],
+)
+def test_controls_without_effect_are_greyed(view, loaded, max_depth, hosts, effects):
+    _, *updates = follow(view, ours(max_depth=max_depth), hosts)
+    assert [update["interactive"] for update in updates] == effects
+
+
+def test_values_that_do_not_go_together(view, loaded):
+    plan, *_ = follow(view, ours(start=0.6, end=0.4), txt2img())
     assert "end = 0.4 is not allowed" in plan

@@ -7,9 +7,10 @@ import re
 import pytest
 from torch import nn
 
+from tests.todo_lib.test_work import operations
 from tests.todo_lib.unets import SD1, at_any_size, call, make_unet, patched
 from todo_lib import Settings
-from todo_lib.webui.live_plan import HiresSize, plan_passes, to_html
+from todo_lib.webui.live_plan import HiresSize, Pass, plan_pass, to_html
 
 PAPER = {"enabled": True, "factor": 2, "max_depth": 1, "moving": False}
 
@@ -18,8 +19,11 @@ def text(html):
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def planned(unet, size=(512, 512), hires=None, **chosen):
-    return plan_passes(unet, Settings(**{**PAPER, **chosen}), size, hires)
+def planned(unet, size=(512, 512), hires=None, steps=20, **chosen):
+    passes = [Pass("", size, steps, unet)]
+    if hires:
+        passes = [Pass("first", size, steps, unet), Pass("hires", hires.of(*size), steps, unet)]
+    return [plan_pass(one, Settings(**{**PAPER, **chosen})) for one in passes]
 
 
 @pytest.mark.parametrize("chosen", [{}, {"factor": 3, "max_depth": 3, "moving": True}, {"factor": 0}])
@@ -31,10 +35,23 @@ def test_the_numbers_are_what_the_self_attentions_then_do(unet, chosen):
     assert done == {(d.depth, d.grid, d.kept): d.layers for d in plan.downsampled}
 
 
+@pytest.mark.parametrize("span", [{}, {"start": 0.3}, {"end": 0.6}, {"start": 0.1, "end": 0.25}])
+def test_the_work_saved_is_what_torch_counts_over_all_steps(unet, span):
+    """With the moving grid, which leaves the projections whole. A multiply-add is two operations."""
+    steps = 7
+    chosen = {"factor": 3, "max_depth": 3, "moving": True, "deeper_factor": 0, **span}
+    (plan,) = planned(unet, (160, 128), steps=steps, **chosen)
+    counted, now = 0, [0]
+    with patched(unet, progress=lambda: now[0] / steps, index=lambda: now[0], **chosen):
+        for now[0] in range(steps):
+            counted += operations(unet, (16, 20))
+    assert 2 * plan.work * plan.saved * steps == pytest.approx(steps * operations(unet, (16, 20)) - counted)
+
+
 def test_each_pass_has_its_own_size_and_factor(sd1):
     first, hires = planned(sd1, (512, 768), HiresSize(2, 0, 0), hires_factor=4)
-    assert (first.name, first.depths[0].grid, first.depths[0].kept) == ("first pass", (96, 64), (48, 32))
-    assert (hires.name, hires.depths[0].grid, hires.depths[0].kept) == ("hires pass", (192, 128), (48, 32))
+    assert (first.planned.name, first.depths[0].grid, first.depths[0].kept) == ("first", (96, 64), (48, 32))
+    assert (hires.planned.name, hires.depths[0].grid, hires.depths[0].kept) == ("hires", (192, 128), (48, 32))
 
 
 @pytest.mark.parametrize(
@@ -56,14 +73,23 @@ def test_a_pass_left_out(sd1, passes, downsampled):
     assert [len(plan.downsampled) for plan in plans] == downsampled
 
 
-def test_the_share_of_the_steps_counts(sd1):
+def test_whole_steps_count(sd1):
+    """Step i of n is downsampled when start <= i/n < end."""
     (whole,), (half,) = planned(sd1), planned(sd1, start=0.25, end=0.75)
     assert half.saved == whole.saved / 2 > 0
+    (few,) = planned(sd1, steps=4, start=0.3, end=0.55)  # step 2 alone
+    assert (few.steps, few.saved) == (1, whole.saved / 4)
+
+
+def test_an_unknown_number_of_steps(sd1):
+    (half,) = planned(sd1, steps=None, end=0.5)
+    assert half.saved == planned(sd1)[0].saved / 2
+    assert "50 %" in text(to_html([half]))
 
 
 def test_in_words(sd1):
     shown = text(to_html(planned(sd1, (1024, 1024))))
-    assert "one pass 128 × 128 64 × 64 5" in shown and "Worth it" in shown
+    assert "one pass 128 × 128 64 × 64 5 20 of 20" in shown and "Worth it" in shown
 
 
 @pytest.mark.parametrize(
@@ -77,6 +103,12 @@ def test_in_words(sd1):
 )
 def test_why_there_is_nothing_or_little(sd1, chosen, size, words):
     assert words in text(to_html(planned(sd1, size, **chosen)))
+
+
+def test_each_pass_has_its_own_reason(sd1):
+    shown = text(to_html(planned(sd1, (512, 512), HiresSize(2, 0, 0), factor=0, passes="first")))
+    assert "first pass: Nothing will be downsampled: the factor is 1 at this size." in shown
+    assert "hires pass: Nothing will be downsampled: Hires. fix passes leaves this pass out." in shown
 
 
 def test_a_model_without_self_attention():

@@ -209,7 +209,11 @@ def test_send_to_another_tab(page, target):
 def test_upscaled_later(page):
     """Upscale an image of a single pass, in which `passes` had no effect. The text says what was done."""
     open_accordion(page)
+    hires = page.locator("#txt2img_hr .label-wrap").first
+    hires.click()  # the radio is greyed without hires fix
+    wait_for_plan(page, "hires pass")
     control(page, "passes").get_by_text("hires", exact=True).click()
+    hires.click()
     fill(page, "factor", "2")
     page.locator("#txt2img_prompt textarea").fill("a cat")
     generate(page)

@@ -5,7 +5,7 @@ Each phrase is a text of its own, and each number another one: the WebUI's local
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -17,6 +17,8 @@ from todo_lib.settings import Settings
 from todo_lib.work import unet_work
 
 LATENT_SCALE = 8
+HEADS = ("Pass", "Tokens", "Keys from", "Layers", "Steps", "Work left")
+AFTER_LOADING = "The plan follows when the checkpoint has been loaded."
 LITTLE = 0.1  # a saving below this share of the U-Net's work is little
 
 
@@ -44,64 +46,101 @@ class HiresSize:
 
 
 @dataclass(frozen=True)
-class PassPlan:
-    """The plan of one pass.
+class Pass:
+    """One pass as the page has it.
 
-    name: of the pass; empty where there is only one.
-    depths: see `todo_lib.plan`. Empty for a model without self-attention.
-    work: multiply-adds of one dense U-Net call.
-    settings: of this pass.
-    skipped: whether the setting `passes` leaves it dense.
+    name: "first" or "hires"; empty where there is only one.
+    size: (width, height) in pixels.
+    steps: its sampling steps; None where the sampler itself finds their number out.
+    unet: None where the pass runs a checkpoint that is not loaded.
     """
 
     name: str
+    size: tuple[float, float]
+    steps: int | None
+    unet: nn.Module | None
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """The plan of one pass.
+
+    planned: the pass.
+    settings: of this pass.
+    depths: see `todo_lib.plan`. Empty for a model without self-attention, or not loaded.
+    work: multiply-adds of one dense U-Net call; 0 for a model that is not loaded.
+    """
+
+    planned: Pass
+    settings: Settings
     depths: list[DepthPlan]
     work: int
-    settings: Settings
-    skipped: bool
 
     @property
     def downsampled(self) -> list[DepthPlan]:
-        """The depths that are downsampled."""
-        return [] if self.skipped else [depth for depth in self.depths if depth.kept != depth.grid]
+        """The depths that are downsampled, in the steps that are."""
+        if self.planned.name and not self.settings.covers(self.planned.name):
+            return []
+        return [depth for depth in self.depths if depth.kept != depth.grid]
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that Start and End let through, where the number of all is known."""
+        number = self.planned.steps or 0
+        return sum(self.settings.in_range(i / number) for i in range(number))
+
+    @property
+    def steps_share(self) -> float:
+        """The share of the steps that Start and End let through."""
+        if self.planned.steps is None:
+            return self.settings.end - self.settings.start
+        return self.steps / max(1, self.planned.steps)
 
     @property
     def saved(self) -> float:
         """The share of the U-Net's work that is saved, over all steps of the pass."""
-        saved = sum(depth.dense_work - depth.work for depth in self.downsampled)
-        return saved / self.work * (self.settings.end - self.settings.start)
+        return sum(depth.dense_work - depth.work for depth in self.downsampled) / max(1, self.work) * self.steps_share
 
     @property
     def self_attention(self) -> float:
         """The share of the U-Net's work that is self-attention."""
-        return sum(depth.dense_work for depth in self.depths) / self.work
+        return sum(depth.dense_work for depth in self.depths) / max(1, self.work)
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing will be downsampled; empty where something will be."""
+        if self.planned.unet is None:
+            return AFTER_LOADING
+        if not self.depths:
+            return "This model has no self-attention of a U-Net. Nothing will be downsampled."
+        if self.planned.name and not self.settings.covers(self.planned.name):
+            return "Nothing will be downsampled: Hires. fix passes leaves this pass out."
+        if not self.downsampled:
+            return "Nothing will be downsampled: the factor is 1 at this size."
+        if not self.steps_share:
+            return "Nothing will be downsampled: no step lies between Start and End."
+        return ""
 
 
-def plan_passes(
-    unet: nn.Module, settings: Settings, size: tuple[float, float], hires: HiresSize | None
-) -> list[PassPlan]:
-    """The plan of each pass.
-
-    size: (width, height) in pixels.
-    hires: None where hires fix is off.
-    """
-    sizes = {"first": size, "hires": hires.of(*size)} if hires else {"": size}
-    plans = []
-    for this_pass, (width, height) in sizes.items():
-        latent = max(1, int(height) // LATENT_SCALE), max(1, int(width) // LATENT_SCALE)
-        its_own = settings.for_hires_pass() if this_pass == "hires" else settings
-        name, skipped = (f"{this_pass} pass", not settings.covers(this_pass)) if hires else ("", False)
-        plans.append(PassPlan(name, plan(unet, latent, its_own), unet_work(unet, latent), its_own, skipped))
-    return plans
+def plan_pass(planned: Pass, settings: Settings) -> PassPlan:
+    """The plan of this pass."""
+    if planned.name == "hires":
+        settings = settings.for_hires_pass()
+    if planned.unet is None:
+        return PassPlan(planned, settings, [], 0)
+    width, height = planned.size
+    latent = max(1, int(height) // LATENT_SCALE), max(1, int(width) // LATENT_SCALE)
+    return PassPlan(planned, settings, plan(planned.unet, latent, settings), unet_work(planned.unet, latent))
 
 
 def to_html(passes: Sequence[PassPlan]) -> str:
     """The plan as a table, a row for each pass, and what it means in words."""
+    words = "".join(_words(passes))
     if not any(one.depths for one in passes):
-        return paragraph("This model has no self-attention of a U-Net. Nothing will be downsampled.")
+        return words
+    heads = "".join(f"<th scope='col'>{text}</th>" for text in HEADS)
     rows = "".join(_row(one) for one in passes)
-    heads = "".join(f"<th scope='col'>{text}</th>" for text in ("Pass", "Tokens", "Keys from", "Layers", "Work left"))
-    return f"<table class='todo-plan'><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{_verdict(passes)}"
+    return f"<table class='todo-plan'><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{words}"
 
 
 def paragraph(*texts: str) -> str:
@@ -110,29 +149,45 @@ def paragraph(*texts: str) -> str:
 
 
 def _row(one: PassPlan) -> str:
+    name = f"<span>{_name(one) or 'one pass'}</span>"
+    if not one.depths:
+        cells = "<td>–</td>" * (len(HEADS) - 1)
+        return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
+    works = not one.why_not
     left = round(100 * (1 - one.saved))
-    shown = one.downsampled or one.depths[:1]
+    shown = one.downsampled if works else one.depths[:1]
     tokens = "<br>".join(_grid(depth.grid) for depth in shown)
-    keys = "<br>".join(_grid(depth.kept) if one.downsampled else "<span>all</span>" for depth in shown)
-    layers = "<br>".join(str(depth.layers) for depth in shown) if one.downsampled else "0"
+    keys = "<br>".join(_grid(depth.kept) if works else "<span>all</span>" for depth in shown)
+    layers = "<br>".join(str(depth.layers) for depth in shown) if works else "0"
+    if one.planned.steps is None:
+        steps = f"{round(100 * one.steps_share) if works else 0} %"
+    else:
+        steps = f"<span>{one.steps if works else 0}</span> <span>of</span> <span>{one.planned.steps}</span>"
     bar = f"<div class='todo-bar' role='presentation'><div style='width: {left}%'></div></div>"
-    name = f"<span>{one.name or 'one pass'}</span>"
-    cells = "".join(f"<td>{cell}</td>" for cell in (tokens, keys, layers, f"{bar}<span>{left} %</span>"))
+    cells = "".join(f"<td>{cell}</td>" for cell in (tokens, keys, layers, steps, f"{bar}<span>{left} %</span>"))
     return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
+
+
+def _name(one: PassPlan) -> str:
+    return one.planned.name and f"{one.planned.name} pass"
 
 
 def _grid(grid: Grid) -> str:
     return f"{grid[1]} × {grid[0]}"
 
 
-def _verdict(passes: Sequence[PassPlan]) -> str:
-    best = max(passes, key=lambda one: one.saved)
-    share = f"{round(100 * max(one.self_attention for one in passes))} %"
-    attention = ("Self-attention's share of the work here:", share)
-    if not any(one.downsampled for one in passes):
-        return paragraph("Nothing will be downsampled: the factor is 1 at this size.", *attention)
-    if best.settings.start >= best.settings.end:
-        return paragraph("Nothing will be downsampled: no step lies between Start and End.")
-    if best.saved < LITTLE:
-        return paragraph("There is little to gain at this size.", *attention)
-    return paragraph("Worth it at this size.", *attention)
+def _words(passes: Sequence[PassPlan]) -> Iterator[str]:
+    """What the plan means: one sentence for all passes where it is the same, otherwise one for each."""
+    said = [_verdict(one) for one in passes]
+    if len({words for words, *_ in said}) == 1:  # of two shares of self-attention, the larger one
+        yield paragraph(*max(zip(passes, said, strict=True), key=lambda pair: pair[0].self_attention)[1])
+        return
+    for one, texts in zip(passes, said, strict=True):
+        yield paragraph(f"{_name(one)}:", *texts)
+
+
+def _verdict(one: PassPlan) -> tuple[str, ...]:
+    attention = ("Self-attention's share of the work here:", f"{round(100 * one.self_attention)} %")
+    if one.why_not:
+        return (one.why_not, *attention) if one.depths and one.steps_share else (one.why_not,)
+    return ("There is little to gain at this size." if one.saved < LITTLE else "Worth it at this size.", *attention)

@@ -9,6 +9,7 @@ from modules import shared
 class SDModel:
     def __init__(self, name, unet, context_dim):
         self.name = name
+        self.sd_checkpoint_info = SimpleNamespace(filename=name)
         self.model = SimpleNamespace(diffusion_model=unet)
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         self.alphas_cumprod = (1 - betas).cumprod(0).float()
@@ -28,3 +29,7 @@ model_data = SimpleNamespace(sd_model=None)  # in the real host, reading shared.
 def load(model=None):
     """Load this model, or the selected checkpoint if none is given."""
     shared.sd_model = model_data.sd_model = model or shared.checkpoint
+
+
+def get_closet_checkpoint_match(name):
+    return SimpleNamespace(filename=name) if name else None

@@ -1,0 +1,37 @@
+// What the live plan needs to know of the page, and the host's Python cannot see: the image to be resized, the
+// selected checkpoint, and that a checkpoint has been loaded since.
+
+const TODO_INTERVAL = 500; // milliseconds
+
+// Of the tab "Resize by" of img2img, whether it is selected, and the size of the image that it scales; and the name of
+// the selected checkpoint, empty where the page does not show it.
+function todoState() {
+    const by = gradioApp().querySelector('#img2img_tab_resize_by');
+    const box = gradioApp().querySelector('#setting_sd_model_checkpoint input, .model_selection input');
+    return JSON.stringify({
+        by: Boolean(by) && by.style.display !== 'none',
+        image: currentImg2imgSourceResolution(0, 0, 0).slice(0, 2),
+        checkpoint: box ? box.value : '',
+    });
+}
+
+// Called by gradio before the plan is made: puts the state in the place of the last of these values.
+function todoPage(...values) {
+    return [...values.slice(0, -1), todoState()];
+}
+
+onUiLoaded(function() {
+    const shown = new Map();
+    for (const plan of gradioApp().querySelectorAll('.todo-live')) {
+        plan.setAttribute('aria-live', 'polite');
+    }
+    setInterval(function() {
+        for (const plan of gradioApp().querySelectorAll('.todo-live')) {
+            if (!plan.offsetParent) continue; // the accordion is closed, or in another tab
+            const state = todoState();
+            const stale = shown.has(plan) && shown.get(plan) !== state;
+            shown.set(plan, state);
+            if (stale || plan.querySelector('.todo-waiting')) plan.parentElement.querySelector('.todo-follow').click();
+        }
+    }, TODO_INTERVAL);
+});

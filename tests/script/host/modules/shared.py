@@ -16,9 +16,5 @@ state = State()
 state.begin()
 
 OPTIONS = {"batch_cond_uncond": True, "enable_quantization": False, "infotext_skip_pasting": []}
-<<<<<<< HEAD
-opts = SimpleNamespace(**OPTIONS, data_labels={})  # data_labels: name -> an option's definition
-=======
 OPTIONS |= {"sd_model_checkpoint": None, "img2img_fix_steps": False}
-opts = SimpleNamespace(**OPTIONS)
->>>>>>> plan
+opts = SimpleNamespace(**OPTIONS, data_labels={})  # data_labels: name -> an option's definition

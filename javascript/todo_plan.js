@@ -15,23 +15,23 @@ function todoState() {
     });
 }
 
-// Called by gradio before the plan is made: puts the state in the place of the last of these values.
+// Called by gradio before the plan is made: puts the state in the place of the first of these values. What comes after
+// the inputs are the outputs' values.
 function todoPage(...values) {
-    return [...values.slice(0, -1), todoState()];
+    return [todoState(), ...values.slice(1)];
 }
 
 onUiLoaded(function() {
     const shown = new Map();
-    for (const plan of gradioApp().querySelectorAll('.todo-live')) {
-        plan.setAttribute('aria-live', 'polite');
-    }
     setInterval(function() {
-        for (const plan of gradioApp().querySelectorAll('.todo-live')) {
-            if (!plan.offsetParent) continue; // the accordion is closed, or in another tab
+        for (const button of gradioApp().querySelectorAll('.todo-follow')) {
+            const plan = button.parentElement.querySelector('.todo-live');
+            if (!plan || !plan.offsetParent) continue; // the accordion is closed, or in another tab
+            plan.setAttribute('aria-live', 'polite');
             const state = todoState();
-            const stale = shown.has(plan) && shown.get(plan) !== state;
+            const stale = shown.get(plan) !== state;
             shown.set(plan, state);
-            if (stale || plan.querySelector('.todo-waiting')) plan.parentElement.querySelector('.todo-follow').click();
+            if (stale || plan.querySelector('.todo-waiting')) button.click();
         }
     }, TODO_INTERVAL);
 });

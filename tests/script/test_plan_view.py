@@ -45,7 +45,7 @@ def img2img(**chosen):
 
 
 def follow(view, ours, hosts, **page):
-    return view._follow(tuple(hosts), *ours, *hosts.values(), json.dumps(page))
+    return view._follow(tuple(hosts), json.dumps(page), *ours, *hosts.values())
 
 
 def text(html):
@@ -144,12 +144,12 @@ def test_another_checkpoint_in_the_hires_pass(view, loaded):
 )
 def test_the_steps_of_each_pass(view, loaded, hosts, steps):
     plan, *_ = follow(view, ours(), hosts)
-    assert re.findall(r"of (\d+)", text(plan)) == steps
+    assert re.findall(r"/ (\d+)", text(plan)) == steps
 
 
 def test_img2img_makes_all_steps_if_the_host_is_told_to(host, view, loaded, monkeypatch):
     monkeypatch.setattr(host.shared.opts, "img2img_fix_steps", True)
-    assert "20 of 20" in text(follow(view, ours(), img2img(denoising=0.3))[0])
+    assert "20 / 20" in text(follow(view, ours(), img2img(denoising=0.3))[0])
 
 
 def test_resize_by_a_factor_scales_the_image(view, loaded):

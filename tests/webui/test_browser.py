@@ -1,8 +1,10 @@
 """The accordion in a real browser: it opens, is filled by pasting, is obeyed, and reports afterwards."""
 
+import io
 import re
 
 import pytest
+from PIL import Image
 
 LABELS = [
     "Downsample factor",
@@ -57,7 +59,10 @@ def wait_for_plan(page, *texts, tab="txt2img"):
     """Wait until the live plan says all of this."""
     plan = control(page, "enabled", tab)
     for text in texts:
-        plan.locator(".todo-help", has_text=text).first.wait_for(timeout=10_000)
+        try:
+            plan.locator(".todo-help", has_text=text).first.wait_for(timeout=10_000)
+        except Exception as error:
+            raise AssertionError(plan.locator(".todo-live").first.inner_text()) from error
 
 
 def fill(page, name, text):
@@ -100,7 +105,7 @@ def test_generate_and_read_the_comment(page, client):
     page.locator("#txt2img_prompt textarea").fill("a cat")
     with client.recording() as record:
         generate(page)
-        comment = page.locator("#html_log_txt2img .comments")
+        comment = page.locator("#html_log_txt2img .comments summary")
         comment.wait_for()
     assert record.attentions
     assert re.fullmatch(r"ToDo: \d+ % of self-attention's work, 4 of 4 steps", comment.inner_text().strip())
@@ -262,3 +267,85 @@ def test_the_plan_is_what_is_then_done(page, client):
     wait_for_plan(page, "24 × 16", "12 × 8")
     generate(page, width=192, height=128)
     page.locator("#html_log_txt2img", has_text="24x16 tokens, keys from 12x8").first.wait_for(state="attached")
+
+
+def test_the_plan_counts_whole_steps(page, client):
+    client.txt2img(width=64, height=64, steps=1)
+    open_accordion(page)
+    fill(page, "factor", "2")
+    resize(page, width=192, height=128, steps=7)
+    wait_for_plan(page, "7 / 7")
+    fill(page, "start", "0.5")
+    wait_for_plan(page, "3 / 7")
+    fill(page, "end", "0.5")
+    wait_for_plan(page, "no step lies between Start and End")
+
+
+def test_controls_without_effect_are_greyed(page, client):
+    client.txt2img(width=64, height=64, steps=1)
+    open_accordion(page)
+    box = "input[type=number]"
+    fill(page, "factor", "2")
+    control(page, "hires_factor").locator(f"{box}:disabled").wait_for()
+    page.locator("#txt2img_hr .label-wrap").first.click()
+    control(page, "hires_factor").locator(f"{box}:enabled").wait_for()
+    fill(page, "max_depth", "1")
+    control(page, "deeper_factor").locator(f"{box}:disabled").wait_for()
+
+
+def test_the_plan_of_an_image_that_is_resized_by_a_scale(page, client):
+    client.txt2img(width=64, height=64, steps=1)
+    page.locator("#tabs button", has_text="img2img").first.click()
+    open_accordion(page, "img2img")
+    page.locator("#img2img_tabs_resize button", has_text="Resize by").click()
+    wait_for_plan(page, "The size follows from the image.", tab="img2img")
+    picture = io.BytesIO()
+    Image.new("RGB", (320, 256)).save(picture, "PNG")
+    file = {"name": "a.png", "mimeType": "image/png", "buffer": picture.getvalue()}
+    page.locator("#img2img_image input[type=file]").set_input_files(file)
+    resize(page, "img2img", scale=2)
+    wait_for_plan(page, "80 × 64", tab="img2img")
+
+
+def test_the_plan_of_another_checkpoint(page, client):
+    """Depth 1 of SDXL is at half of the latent."""
+    client.txt2img(width=64, height=64, steps=1)
+    open_accordion(page)
+    resize(page, width=1024, height=1024)
+    wait_for_plan(page, "128 × 128")
+    for checkpoint, grid in [("tinyxl.safetensors", "64 × 64"), ("tiny.safetensors", "128 × 128")]:
+        page.locator("#setting_sd_model_checkpoint input").click()
+        page.locator("#setting_sd_model_checkpoint li", has_text=checkpoint).first.click()
+        control(page, "enabled").locator(".todo-plan td", has_text=grid).first.wait_for(timeout=60_000)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_a_narrow_page(page, client, tab):
+    client.txt2img(width=64, height=64, steps=1)
+    page.set_viewport_size({"width": 400, "height": 900})
+    if tab == "img2img":
+        page.locator("#tabs button", has_text="img2img").first.click()
+    else:
+        page.locator("#txt2img_hr .label-wrap").first.click()
+    open_accordion(page, tab)
+    resize(page, tab, width=1024, height=1024)
+    wait_for_plan(page, "128 × 128", tab=tab)
+    table, accordion = control(page, "enabled", tab).locator(".todo-plan"), control(page, "enabled", tab)
+    inner, outer = table.bounding_box(), accordion.bounding_box()
+    assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] <= 400
+
+
+def test_all_controls_are_reached_by_the_keyboard(page):
+    control(page, "enabled").locator(".input-accordion-checkbox").focus()
+    page.keyboard.press("Space")
+    control(page, "factor").locator("input[type=number]").wait_for(state="visible")
+    reached = set()
+    where = "() => (document.activeElement.closest('[id^=script_txt2img_todo_]') || {}).id"
+    for _ in range(24):
+        page.keyboard.press("Tab")
+        reached.add(name := page.evaluate(where))
+        if name == "script_txt2img_todo_more" and control(page, "max_depth").is_hidden():
+            page.keyboard.press("Enter")
+            control(page, "max_depth").wait_for(state="visible")
+    greyed = {"passes", "hires_factor"}  # without hires fix
+    assert {f"script_txt2img_todo_{name}" for name in NAMES if name not in {"enabled", *greyed}} <= reached

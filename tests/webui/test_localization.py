@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.webui.browser import chromium, find_chromium, open_webui
+from tests.webui.browser import open_webui
 from tests.webui.client import Client
 from tests.webui.hosts import A1111
 from tests.webui.server import REPOSITORY, WebUI
@@ -23,16 +23,14 @@ def translated(language):
 
 
 @pytest.fixture(scope="module")
-def localized_page(language, checkpoints, tmp_path_factory):
+def localized_page(language, checkpoints, browser, tmp_path_factory):
     """The page of a WebUI in this language, with a checkpoint loaded."""
-    if find_chromium() is None:
-        pytest.skip("no Chromium")
     folder = tmp_path_factory.mktemp(language)
     server = WebUI(A1111, folder / "data", checkpoints, settings={"localization": language})
     server.start()
     try:
         Client(server.url).txt2img(width=64, height=64, steps=1)
-        with chromium() as browser, open_webui(browser, server.url, folder) as page:
+        with open_webui(browser, server.url, folder) as page:
             yield page
     finally:
         server.stop()

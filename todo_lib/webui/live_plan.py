@@ -162,7 +162,7 @@ def _row(one: PassPlan) -> str:
     if one.planned.steps is None:
         steps = f"{round(100 * one.steps_share) if works else 0} %"
     else:
-        steps = f"<span>{one.steps if works else 0}</span> <span>of</span> <span>{one.planned.steps}</span>"
+        steps = f"{one.steps if works else 0} / {one.planned.steps}"
     bar = f"<div class='todo-bar' role='presentation'><div style='width: {left}%'></div></div>"
     cells = "".join(f"<td>{cell}</td>" for cell in (tokens, keys, layers, steps, f"{bar}<span>{left} %</span>"))
     return f"<tr><th scope='row'>{name}</th>{cells}</tr>"

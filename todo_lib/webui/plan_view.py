@@ -84,7 +84,7 @@ class PlanView:
         greyed = [self._controls[NAMES.index(name)] for name in GREYED]
         event = {
             "fn": functools.partial(_follow, tuple(self._wanted)),
-            "inputs": [*followed, self._page],
+            "inputs": [self._page, *followed],
             "outputs": [self._html, *greyed],
             "_js": "todoPage",
             "show_progress": "hidden",
@@ -95,15 +95,17 @@ class PlanView:
         self._button.click(**event)
 
 
-def _follow(names: Sequence[str], *values: Any) -> list[Any]:
-    """The plan, and which of the controls in GREYED have an effect at present."""
-    ours, hosts = values[: len(FIELDS)], dict(zip(names, values[len(FIELDS) : -1], strict=True))
+def _follow(names: Sequence[str], state: str, *values: Any) -> list[Any]:
+    """The plan, and which of the controls in GREYED have an effect at present.
+
+    state: see javascript/todo_plan.js.
+    """
+    ours, hosts = values[: len(FIELDS)], dict(zip(names, values[len(FIELDS) :], strict=True))
     if not ours[0]:  # the accordion is closed
         return [gr.update()] * (1 + len(GREYED))
     hires = bool(hosts.get("hires"))
     effects = (ours[NAMES.index("max_depth")] > 1, hires, hires)
-    page = json.loads(values[-1] or "{}")
-    return [_plan(ours, hosts, page), *(gr.update(interactive=effect) for effect in effects)]
+    return [_plan(ours, hosts, json.loads(state or "{}")), *(gr.update(interactive=effect) for effect in effects)]
 
 
 def _plan(ours: Sequence[Any], hosts: dict[str, Any], page: dict[str, Any]) -> str:

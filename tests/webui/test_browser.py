@@ -336,8 +336,8 @@ def test_a_narrow_page(page, client, tab):
 
 
 def test_all_controls_are_reached_by_the_keyboard(page):
-    control(page, "enabled").locator(".input-accordion-checkbox").focus()
-    page.keyboard.press("Space")
+    control(page, "enabled").locator(".label-wrap").first.focus()
+    page.keyboard.press("Enter")
     control(page, "factor").locator("input[type=number]").wait_for(state="visible")
     reached = set()
     where = "() => (document.activeElement.closest('[id^=script_txt2img_todo_]') || {}).id"

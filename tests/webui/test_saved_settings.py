@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.webui.browser import open_webui
 from tests.webui.client import Client
 from tests.webui.hosts import A1111
 from tests.webui.server import REPOSITORY, WebUI, find_extensions
+from tests.webui.test_browser import DEFAULTS, values
 
 OTHER = "sd-webui-token-downsampling"
 SAVED = {  # as "Settings > Defaults" writes them: a whole number without its ".0"
@@ -48,6 +50,13 @@ def test_saved_defaults_are_there(saved):
         assert f"customscript/todo.py/img2img/{label}/value" in written
 
 
+def test_saved_defaults_are_seen_in_the_page(saved, browser, tmp_path):
+    """They were saved for txt2img alone."""
+    with open_webui(browser, saved.url, tmp_path) as page:
+        assert values(page) == (False, *SAVED.values())
+        assert values(page, "img2img") == DEFAULTS
+
+
 def test_saved_whole_numbers_cut_no_fraction_off(saved):
     todo = {"factor": 2.5, "end": 0.8, "deeper_factor": 1.5, "hires_factor": 1.25, "start": 0.1}
     made = saved.client.txt2img(todo)
@@ -63,6 +72,13 @@ def test_our_text_leaves_the_other_extension_off(saved, factor):
     again = saved.client.txt2img(infotext=made.infotext)
     assert again.infotext == made.infotext
     assert "ToDo factor" not in again.infotext
+
+
+def test_the_other_extensions_text_is_left_to_it(saved):
+    made = saved.client.txt2img([False], override_settings={"token_downsampling_factor": 2.5})
+    assert "ToDo factor: 2.5" in made.infotext
+    again = saved.client.txt2img(infotext=made.infotext)
+    assert "ToDo downsample factor" not in again.infotext
 
 
 @pytest.mark.parametrize("todo", [[False], [True, 3]])

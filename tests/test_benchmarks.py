@@ -136,7 +136,7 @@ def test_factors(layout, size, factors):
     assert found == factors and not any(chosen[role].moving for role in factors)
     moving = {role: settings for role, settings in chosen.items() if role not in factors}
     assert moving == {"moving": Settings(enabled=True)} | {
-        f"moving {factor}": Settings(enabled=True, factor=factor) for factor in (2, 3, 4)
+        f"moving {factor}": Settings(enabled=True, factor=factor) for factor in (2, 3, 4, 6)
     }
 
 

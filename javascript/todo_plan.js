@@ -17,7 +17,11 @@ function todoState() {
 
 // Called by gradio before the plan is made: puts the state in the place of the first of these values. What comes after
 // the inputs are the outputs' values.
+let todoAsked = ''; // the inputs of the latest plan: answers may overtake each other, so it is asked for once more
+const TODO_OUTPUTS = 4;
+
 function todoPage(...values) {
+    todoAsked = JSON.stringify(values.slice(1, -TODO_OUTPUTS));
     return [todoState(), ...values.slice(1)];
 }
 
@@ -28,7 +32,7 @@ onUiLoaded(function() {
             const plan = button.parentElement.querySelector('.todo-live');
             if (!plan || !plan.offsetParent) continue; // the accordion is closed, or in another tab
             plan.setAttribute('aria-live', 'polite');
-            const state = todoState();
+            const state = todoState() + todoAsked;
             const stale = shown.get(plan) !== state;
             shown.set(plan, state);
             if (stale || plan.querySelector('.todo-waiting')) button.click();

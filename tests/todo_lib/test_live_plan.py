@@ -89,7 +89,7 @@ def test_an_unknown_number_of_steps(sd1):
 
 def test_in_words(sd1):
     shown = text(to_html(planned(sd1, (1024, 1024))))
-    assert "one pass 128 × 128 64 × 64 5 20 of 20" in shown and "Worth it" in shown
+    assert "one pass 128 × 128 64 × 64 5 20 / 20" in shown and "Worth it" in shown
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ function todoState() {
     });
 }
 
+const TODO_OUTPUTS = 4; // of the plan's event: the plan and the controls in GREYED, see todo_lib/webui/plan_view.py
+let todoAsked = ''; // the inputs of the latest plan: answers may overtake each other, so it is asked for once more
+
 // Called by gradio before the plan is made: puts the state in the place of the first of these values. What comes after
 // the inputs are the outputs' values.
-let todoAsked = ''; // the inputs of the latest plan: answers may overtake each other, so it is asked for once more
-const TODO_OUTPUTS = 4;
-
 function todoPage(...values) {
     todoAsked = JSON.stringify(values.slice(1, -TODO_OUTPUTS));
     return [todoState(), ...values.slice(1)];

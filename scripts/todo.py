@@ -12,7 +12,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
-from todo_lib.webui import comment, pasting, sampling, texts, windows, workers  # noqa: E402
+from todo_lib.webui import comment, pasting, refusals, sampling, texts, windows, workers  # noqa: E402
 from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
 from todo_lib.webui.hosts import is_too_old  # noqa: E402
 from todo_lib.webui.plan_view import PlanView  # noqa: E402
@@ -69,6 +69,7 @@ class ToDoScript(scripts.Script):
 
     def process(self, p, *args):
         windows.close_windows(p)  # an earlier generation of p may have failed and left them open
+        refusals.end_early(p, args)
         settings = enabled_settings(args)
         if settings:
             comment.begin(p)
@@ -98,6 +99,7 @@ class ToDoScript(scripts.Script):
 
     def postprocess(self, p, processed, *args):
         windows.close_windows(p)
+        refusals.ended(p)
         # process() was not called where other machines made all images. The arguments alone tell what was wanted.
         if settings := enabled_settings(args):
             comment.end(p, processed)

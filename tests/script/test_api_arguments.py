@@ -190,12 +190,24 @@ def test_lists_that_are_not_for_todo(run, caplog, args, warned):
     assert len(warnings) == warned and all(f"enabled = {args[0]!r}" in warning for warning in warnings)
 
 
-def test_refusals_leave_no_infotext(run, host, swallowed):
+def test_refusals_leave_no_infotext(run, host):
     p = run.prepare("txt2img", {"enabled": True, "factor": 9})
+    p.is_api = True
     with pytest.raises(host.todo.SettingsError):
         host.processing.process_images(p)
     assert p.extra_generation_params == {}
     assert p.comments == {}
+
+
+def test_refusals_of_the_page(run, host):
+    """They end as an interrupt does, with the reason under the image."""
+    p = run.prepare("txt2img", {"enabled": True, "factor": 9}, n_iter=2)
+    result = host.processing.process_images(p)
+    assert result.images == [] and host.shared.state.interrupted
+    assert p.extra_generation_params == {}
+    (comment,) = p.comments
+    assert comment.startswith("ToDo: factor = 9 is not allowed")
+    assert run.txt2img().down == [True] * 4
 
 
 # ---- infotext

@@ -400,8 +400,9 @@ def samples_itself(host, run):
             raise RuntimeError("in the other extension")
         return new_sampler().sample_img2img(p, x, p.noise(seeds, size), *p.conds(seeds))
 
-    def run_it(settings, fails=False, keeps=False, **fields):
+    def run_it(settings, fails=False, keeps=False, api=False, **fields):
         p = run.prepare("txt2img", settings, **fields)
+        p.is_api = api
         p.sample = functools.partial(sample, p, fails, keeps)
         with recording(*run.models) as calls:
             result = host.processing.process_images(p)
@@ -425,7 +426,7 @@ def test_switched_off_or_refused_there_too(host, samples_itself, keeps):
     launch = host.sd_samplers_common.Sampler.launch_sampling
     assert not any(samples_itself({"enabled": False}, keeps=keeps).down)
     with pytest.raises(ValueError, match="factor"):
-        samples_itself({"enabled": True, "factor": 9}, keeps=keeps)
+        samples_itself({"enabled": True, "factor": 9}, keeps=keeps, api=True)
     with pytest.raises(RuntimeError, match="in the other extension"):
         samples_itself({"enabled": True}, fails=True, keeps=keeps)
     assert host.sd_samplers_common.Sampler.launch_sampling is launch

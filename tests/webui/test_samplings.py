@@ -110,6 +110,15 @@ def test_a_refusal_prints_no_traceback(webui, client):
     assert len(webui.log_since(position).splitlines()) <= 1
 
 
+def test_a_refused_cell_of_a_plot_prints_no_traceback(webui, client):
+    position = webui.log_size()
+    with client.recording() as record:
+        client.txt2img(TODO, **client.plot(("[ToDo] Start", "0.5, 0"), ("[ToDo] End", "0.25, 1")))
+    assert len(record.generations) == 4 and record.attentions
+    log = webui.log_since(position)
+    assert log.count("end = 0.25 is not allowed") == 1 and "Traceback" not in log
+
+
 @pytest.mark.parametrize("scheduler", ["Automatic", "Simple", "DDIM", "Beta"])
 @pytest.mark.parametrize("end", [0.5, 0.8])
 def test_adaptive_does_not_come_back(client, scheduler, end):

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import HTTPException
-
 from todo_lib.settings import FIELDS, Settings, SettingsError
 
 logger = logging.getLogger("ToDo")
@@ -53,23 +51,10 @@ def warn_of_foreign(args: Sequence[Any]) -> None:
 def enabled_settings(args: Sequence[Any]) -> Settings | None:
     """The settings of a generation that ToDo takes part in; None where it is off, or where the arguments are wrong.
 
-    Wrong arguments are refused when the sampler is called. The host swallows what a script raises before that.
+    What becomes of wrong ones: see `todo_lib.webui.refusals`.
     """
     try:
         settings = settings_from(args)
     except SettingsError:
         return None
     return settings if settings.enabled else None
-
-
-class Refusal(HTTPException, SettingsError):
-    """An error that the API answers with its message and status 422, Unprocessable Entity.
-
-    The API prints no traceback of an HTTPException, unlike of other errors.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(422, message)
-
-    def __str__(self) -> str:
-        return str(self.detail)

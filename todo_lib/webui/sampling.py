@@ -12,9 +12,10 @@ from modules import shared
 from todo_lib.patch import Patch
 from todo_lib.settings import Settings, SettingsError
 from todo_lib.webui import comment
-from todo_lib.webui.arguments import Refusal, enabled_settings, settings_from
+from todo_lib.webui.arguments import enabled_settings, settings_from
 from todo_lib.webui.early import EarlyCalls
 from todo_lib.webui.hosts import Denoiser, Processing, Sampler, arguments_of, unet_of
+from todo_lib.webui.refusals import Refusal
 from todo_lib.webui.steps import StepSearch
 
 

@@ -50,6 +50,7 @@ class Api:
         try:
             args = self.script_args(tab, request.pop("alwayson_scripts", {}), request.pop("infotext", ""))
             p = ui.JOBS[tab](**request)
+            p.is_api = True
             p.scripts = ui.runners()[tab]
             p.script_args = args
             p.scripts.setup(p)

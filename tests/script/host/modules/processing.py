@@ -29,6 +29,7 @@ class StableDiffusionProcessing:
     scripts: Any = field(default=None, init=False)
     script_args: Any = field(default=(), init=False)
     is_hr_pass: bool = field(default=False, init=False)
+    is_api: bool = field(default=False, init=False)
 
     def comment(self, text):
         self.comments[text] = 1

@@ -20,6 +20,13 @@ from todo_lib.report import Reason
 from todo_lib.unet import SpatialTransformer
 
 
+_of_classes: set[object] = set()
+"""The computations that self-attentions had from their class in some pass so far.
+
+A wrapper that stays for good may keep one of these when another implementation is chosen. HyperTile does so.
+"""
+
+
 def computation(attn: nn.Module) -> object:
     """The code that computes a self-attention: of its class, or of a `forward` set on the module.
 
@@ -34,13 +41,16 @@ def computation(attn: nn.Module) -> object:
 def known_computations(transformers: Iterable[SpatialTransformer]) -> set[object]:
     """The computations that take any number of keys, as they stand at the beginning of a pass.
 
-    A computation that serves cross-attentions too is an attention implementation. The one that most self-attentions
-    have is a wrapper that stays for good, if it holds the `forward` which it replaced.
+    A computation that serves cross-attentions too is an attention implementation, and so is one that the class has, or
+    had in an earlier pass. The one that most self-attentions have is a wrapper that stays for good, if it holds the
+    `forward` which it replaced.
     """
     transformers = list(transformers)
     blocks = [block for transformer in transformers for block in transformer.module.transformer_blocks]
     known = {computation(block.attn2) for block in blocks if isinstance(getattr(block, "attn2", None), nn.Module)}
     self_attentions = {computation(attn): attn for t in transformers for attn in t.attentions.values()}
+    _of_classes.update(_computation_of_class(attn) for attn in self_attentions.values())
+    known |= _of_classes
     codes = Counter(computation(attn) for t in transformers for attn in t.attentions.values())
     for code, _ in codes.most_common(1):
         attn = self_attentions[code]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -326,6 +327,25 @@ def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1, wrap):
         expected = call(sd1)
     for attn in wrapped:
         attn.forward = wrap(attn.forward)
+    try:
+        with patched(sd1, max_depth=4) as patch:
+            assert torch.equal(call(sd1), expected)
+    finally:
+        for attn in wrapped:
+            del attn.forward
+    assert Reason.COMPUTATION not in patch.report.left_layers
+
+
+def test_a_wrapper_that_stays_when_the_implementation_is_changed(sd1, monkeypatch):
+    """HyperTile keeps the `forward` that a self-attention had when it was first used, whatever is chosen later."""
+    wrapped = list(attentions(sd1).values())
+    plain = type(wrapped[0]).forward
+    with patched(sd1, max_depth=4):
+        expected = call(sd1)
+    kept = [SimpleNamespace(forward=attn.forward) for attn in wrapped]
+    for attn, params in zip(wrapped, kept, strict=True):
+        attn.forward = functools.wraps(params.forward)(lambda *args, params=params: params.forward(*args))
+    monkeypatch.setattr(type(wrapped[0]), "forward", lambda self, *args, **kwargs: plain(self, *args, **kwargs))
     try:
         with patched(sd1, max_depth=4) as patch:
             assert torch.equal(call(sd1), expected)

@@ -19,7 +19,6 @@ from torch import nn
 from todo_lib.report import Reason
 from todo_lib.unet import SpatialTransformer
 
-
 _of_classes: set[object] = set()
 """The computations that self-attentions had from their class in some pass so far.
 

@@ -344,7 +344,9 @@ def test_a_wrapper_that_stays_when_the_implementation_is_changed(sd1, monkeypatc
         expected = call(sd1)
     kept = [SimpleNamespace(forward=attn.forward) for attn in wrapped]
     for attn, params in zip(wrapped, kept, strict=True):
-        attn.forward = functools.wraps(params.forward)(lambda *args, params=params: params.forward(*args))
+        attn.forward = functools.wraps(params.forward)(
+            lambda *args, params=params, **kwargs: params.forward(*args, **kwargs)
+        )
     monkeypatch.setattr(type(wrapped[0]), "forward", lambda self, *args, **kwargs: plain(self, *args, **kwargs))
     try:
         with patched(sd1, max_depth=4) as patch:

@@ -77,7 +77,7 @@ def main(command="", *args):
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)
     elif command == "train":
-        prepare("demo")
+        prepare("benchmarks")  # scikit-image has most of the photographs
         run("-m", "lab.model.train", *args)
     elif command == "lint":
         prepare("lint")

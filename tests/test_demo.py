@@ -55,6 +55,15 @@ def test_the_pair_is_the_sheet_without_the_difference(tmp_path):
     assert pair.width - MARGIN == 2 * (sheet.width - MARGIN) / 3
 
 
+def test_the_hires_pass(tmp_path, capsys):
+    demo.main(["--hires", "--size", "64", "--steps", "5", "--output", str(tmp_path)])
+    told = capsys.readouterr().out
+    first, hires = (re.search(rf"red apple, {name}: .*", told)[0] for name in ("text to image", "hires pass"))
+    assert "5 of 5 steps" in first and "depth 1: 8x8 tokens, keys from 4x4 (3 layers)" in first
+    assert "2 of 2 steps" in hires and "depth 1: 16x16 tokens, keys from 8x8 (3 layers)" in hires
+    assert names(tmp_path) == ["todo-red-apple-64x64-factor-2-hires-steps-5.png"]
+
+
 def test_factor_1_changes_nothing(tmp_path, capsys):
     demo.main([*TINY, "--factor", "0", "--max-depth", "4", "--output", str(tmp_path)])
     told = capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab.model import card
-from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, load
+from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, load, made_steps
 from lab.model.pictures import CAPTIONS
 from lab.model.tokens import END, START, Tokenizer
 
@@ -25,11 +25,25 @@ def test_each_picture_is_nearest_to_that_of_its_prompt(model):
     assert [card.nearest(picture) for picture in drawn] == TEXTS
 
 
-@pytest.mark.parametrize("text", ["red apple", "rainbow", "panda face"])
+@pytest.mark.parametrize("text", ["red apple", "rainbow", "panda face", "astronaut"])
 def test_large_pictures_too(model, text):
     (picture,) = model.draw([text], (LARGE_SIZE, LARGE_SIZE), seed=1, steps=5)
     assert picture.shape == (LARGE_SIZE, LARGE_SIZE, 3)
     assert card.nearest(picture) == text
+
+
+@pytest.mark.parametrize("text", ["red heart", "ginger cat"])
+def test_a_hires_pass_draws_the_same_at_twice_the_size(model, text):
+    latents = model.sample([text], model.noise((NATIVE_SIZE, NATIVE_SIZE), 0), steps=6)
+    seen = []
+    refined = model.refine([text], latents, (LARGE_SIZE, LARGE_SIZE), steps=6, progress=seen.append)
+    assert seen == [i / made_steps(6) for i in range(made_steps(6))]
+    assert refined.shape == (1, 4, LARGE_SIZE // 8, LARGE_SIZE // 8)
+    assert card.nearest(model.decode(refined)[0]) == text
+
+
+def test_the_heads_at_depth_1_are_several(model):
+    assert model.unet.get_submodule("input_blocks.1.1.transformer_blocks.0.attn1").heads == 4
 
 
 def test_an_article_changes_nothing_of_that(model):

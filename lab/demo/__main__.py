@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lab.demo.machine import processor
 from lab.demo.sheet import save_sheet
-from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load
+from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load, made_steps
 from lab.model.pictures import CAPTIONS
 from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, Step, plan
 from todo_lib.webui.infotext import to_infotext
@@ -32,16 +32,16 @@ LONGEST_NAME = 100  # letters that prompts may take in the name of a file
 
 @dataclass
 class Drawn:
-    """One image.
+    """A sampling.
 
     latent: (1, 4, H/8, W/8).
-    pixels: (H, W, 3) bytes.
-    seconds: the time that the sampling took.
+    seconds: the time that it took.
+    report: what the patch has done to it.
     """
 
     latent: torch.Tensor
-    pixels: np.ndarray
     seconds: float
+    report: Report
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,34 +56,44 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         parser.error(f"--output: {error}")
     width, height = options.size
+    # (what it is called, its size, its steps) of each pass
+    passes = [("text to image" if options.hires else "", options.size, options.steps)]
+    if options.hires:
+        width, height = 2 * width, 2 * height
+        passes.append(("hires pass", (width, height), made_steps(options.steps)))
 
     print(f"Emoji model, {width}x{height} px, {options.steps} steps, seed {options.seed}")
     print(_machine(), end="\n\n", flush=True)
     model = load()
-    print(_table(plan(model.unet, (height // 8, width // 8), settings)), flush=True)
+    for label, (w, h), _ in passes:
+        if label:
+            print(f"{label}, {w}x{h} px")
+        print(_table(plan(model.unet, (h // 8, w // 8), settings)), flush=True)
 
     factor = f"{settings.factor:g}" if settings.factor else "auto"
     rows = {}
-    with tqdm(total=2 * options.steps * len(options.prompts), unit="step") as bar:
+    with tqdm(total=2 * sum(steps for *_, steps in passes) * len(options.prompts), unit="step") as bar:
         draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE)  # a first call is slower
         for prompt in options.prompts:
-            bar.set_description(f"{prompt}, dense")
-            dense, _ = draw(model, prompt, options.size, options.seed, options.steps, DENSE, bar)
-            bar.set_description(f"{prompt}, ToDo")
-            todo, report = draw(model, prompt, options.size, options.seed, options.steps, settings, bar)
-            ratio = dense.seconds / todo.seconds
-            difference = 100 * ((todo.latent - dense.latent).norm() / dense.latent.norm()).item()
+            dense, todo = (
+                draw_passes(model, prompt, passes, options, s, bar, f"{prompt}, {name}")
+                for name, s in (("dense", DENSE), ("ToDo", settings))
+            )
+            ratio = sum(d.seconds for d in dense) / sum(t.seconds for t in todo)
+            difference = 100 * ((todo[-1].latent - dense[-1].latent).norm() / dense[-1].latent.norm()).item()
             with bar.external_write_mode(file=sys.stdout):
-                print(f"\n{prompt}: {report}")
-                print(f"Dense: {dense.seconds:>8.3g} s, {dense.seconds / options.steps:.3g} s a step")
-                print(f"ToDo:  {todo.seconds:>8.3g} s, {todo.seconds / options.steps:.3g} s a step")
-                print(f"Ratio: {ratio:>8.2f}")
+                for (label, _, steps), d, t in zip(passes, dense, todo, strict=True):
+                    print(f"\n{prompt}{f', {label}' if label else ''}: {t.report}")
+                    print(f"Dense: {d.seconds:>8.3g} s, {d.seconds / steps:.3g} s a step")
+                    print(f"ToDo:  {t.seconds:>8.3g} s, {t.seconds / steps:.3g} s a step")
+                    print(f"Ratio: {d.seconds / t.seconds:>8.2f}")
                 print(f"Latent: differs by {difference:.2g} % (norm of the difference / norm)", flush=True)
+            dense_pixels, todo_pixels = (model.decode(drawn[-1].latent)[0].numpy() for drawn in (dense, todo))
             rows[prompt] = [
-                (dense.pixels, f"dense\n{dense.seconds:.3g} s"),
-                (todo.pixels, f"ToDo, factor {factor}\n{todo.seconds:.3g} s: {ratio:.2f} times as fast"),
+                (dense_pixels, f"dense\n{_times(dense)}"),
+                (todo_pixels, f"ToDo, factor {factor}\n{_times(todo)}: {ratio:.2f} times as fast"),
                 (
-                    _difference(dense.pixels, todo.pixels),
+                    _difference(dense_pixels, todo_pixels),
                     f"difference, {DIFFERENCE_SCALE} times as strong\nlatents differ by {difference:.2g} %",
                 ),
             ]
@@ -99,6 +109,24 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nPictures: {sheet.relative_to(here) if sheet.is_relative_to(here) else sheet}")
 
 
+def draw_passes(
+    model: Emoji,
+    prompt: str,
+    passes: list[tuple[str, tuple[int, int], int]],
+    options: argparse.Namespace,
+    settings: Settings,
+    bar: tqdm,
+    title: str,
+) -> list[Drawn]:
+    """Text to image, and the hires pass of what it drew where there is one."""
+    drawn = []
+    for label, size, _ in passes:
+        bar.set_description(f"{title}, {label}" if label else title)
+        first = drawn[-1].latent if drawn else None
+        drawn.append(draw(model, prompt, size, options.seed, options.steps, settings, bar, first))
+    return drawn
+
+
 def draw(
     model: Emoji,
     prompt: str,
@@ -107,12 +135,14 @@ def draw(
     steps: int,
     settings: Settings,
     bar: tqdm | None = None,
-) -> tuple[Drawn, Report]:
-    """Draw an image, and report what the patch has done: nothing where the settings are not enabled.
+    first: torch.Tensor | None = None,
+) -> Drawn:
+    """Draw the latent of an image, without ToDo where the settings are not enabled.
 
     size: (width, height) in pixels, multiples of 64.
     seed: of the noise that the image begins with.
     bar: goes on by one with each step.
+    first: the latent of a smaller image, of which this is the hires pass.
     """
     step = Step(0, 0.0)
 
@@ -122,15 +152,22 @@ def draw(
             bar.update()
         step = Step(step.number + 1 if share else 0, share)
 
-    noise = model.noise(size, seed)
     patch = Patch(model.unet, settings, lambda: step)
     with patch if settings.enabled else contextlib.nullcontext():
         begin = time.perf_counter()
-        latent = model.sample([prompt], noise, steps, progress=begin_step)
+        if first is None:
+            latent = model.sample([prompt], model.noise(size, seed), steps, progress=begin_step)
+        else:
+            latent = model.refine([prompt], first, size, seed, steps=steps, progress=begin_step)
         seconds = time.perf_counter() - begin
     if bar is not None:
         bar.update()
-    return Drawn(latent, model.decode(latent)[0].numpy(), seconds), patch.report
+    return Drawn(latent, seconds, patch.report)
+
+
+def _times(drawn: list[Drawn]) -> str:
+    """The seconds of each pass."""
+    return " + ".join(f"{d.seconds:.3g}" for d in drawn) + " s"
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -149,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("prompts", nargs="*", type=_prompt, default=["red apple"], metavar="PROMPT", help="what to draw, see below")
     add("--size", type=_size, default=str(LARGE_SIZE), help=f"pixels, N or WxH; learned: {NATIVE_SIZE} to {LARGE_SIZE}")
+    add("--hires", action="store_true", help="a hires pass follows, to twice the size")
     add("--factor", type=_number, default=2, help="downsample factor at depth 1, 1 to 8; 0: chosen from the size")
     add("--max-depth", type=_number, default=Settings.max_depth, help="depths that are downsampled, 1 to 4")
     add("--deeper-factor", type=_number, default=0, help="at the other depths, 1 to 8; 0: half of the one above")

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lab.model.emoji import Emoji
+from lab.model.emoji import HIRES_SIZE, LARGE_SIZE, Emoji
 from lab.model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
-PICTURES, SAMPLES, LARGE = (HERE / "docs" / f"{name}.webp" for name in ("pictures", "samples", "large"))
-COLUMNS, CELL = 8, 64
+PICTURES = HERE / "docs" / "pictures.png"  # without loss, for samples are compared with it
+SAMPLES, LARGE, HIRES = (HERE / "docs" / f"{name}.webp" for name in ("samples", "large", "hires"))
+COLUMNS, CELL = 5, 64
+HIRES_CAPTIONS = ("pig face", "cat face", "frog face", "strawberry", "raccoon", "astronaut", "ginger cat", "rocket")
+HIRES_CELL = 192
 
 
 def save_sheet(path: Path, pictures: list[torch.Tensor], columns: int = COLUMNS, cell: int = CELL) -> None:
@@ -31,7 +34,7 @@ def save_sheet(path: Path, pictures: list[torch.Tensor], columns: int = COLUMNS,
         image = Image.fromarray(picture.numpy()).resize((cell, cell), Image.Resampling.LANCZOS)
         sheet.paste(image, (i % columns * cell, i // columns * cell))
     path.parent.mkdir(exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.save(path, **({"quality": 90, "method": 6} if path.suffix == ".webp" else {"optimize": True}))
 
 
 def training_pictures() -> dict[str, torch.Tensor]:
@@ -65,6 +68,21 @@ def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> 
     drawn = {text: model.draw([text], (size, size), steps=steps)[0] for text in CAPTIONS.values()}
     save_sheet(path, list(drawn.values()), cell=cell)
     return sum(nearest(picture) == text for text, picture in drawn.items())
+
+
+def save_hires(model: Emoji, path: Path, steps: int) -> int:
+    """Draw and save some hires passes, each with a part of it at full size; return how many are nearest to their own
+    training image.
+    """
+    small, large = (LARGE_SIZE, LARGE_SIZE), (HIRES_SIZE, HIRES_SIZE)
+    whole = {}
+    for text in HIRES_CAPTIONS:
+        latents = model.refine([text], model.sample([text], model.noise(small, 0), steps), large, steps=steps)
+        whole[text] = model.decode(latents)[0]
+    near = (HIRES_SIZE - HIRES_CELL) // 2
+    parts = [picture[near:, near:][:HIRES_CELL, :HIRES_CELL].contiguous() for picture in whole.values()]
+    save_sheet(path, [*whole.values(), *parts], columns=len(whole), cell=HIRES_CELL)
+    return sum(nearest(picture) == text for text, picture in whole.items())
 
 
 def save_loss(work: Path) -> None:

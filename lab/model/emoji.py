@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
@@ -34,7 +35,8 @@ PREFIXES = {  # in checkpoints of Stable Diffusion 1.x
     "autoencoder": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-NATIVE_SIZE, LARGE_SIZE = 256, 512
+NATIVE_SIZE, LARGE_SIZE, HIRES_SIZE = 256, 512, 1024
+HIRES_STRENGTH = 0.5  # denoising strength: the hires pass begins in the middle of the noise schedule
 
 
 @dataclass
@@ -65,17 +67,24 @@ class Emoji:
         steps: int = 20,
         guidance: float = 2.0,
         progress: Callable[[float], None] = lambda share: None,
+        first: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents (B, 4, h, w) of B texts, by DDIM.
 
         noise: white, of the same shape.
         guidance: scale of classifier-free guidance; 1 means none.
-        progress: told the position i / steps before step i.
+        progress: told the position i / n before step i of the n that are made.
+        first: latents of the same shape to begin from, with noise on them, as image to image does. Then only the last
+            steps are made, as many as made_steps says.
         """
         context = torch.cat([self.prompts([""] * len(texts)), self.prompts(texts)])
         alphas = alphas_cumprod()
         times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
         latents = noise
+        if first is not None:
+            times = times[steps - made_steps(steps) :]
+            latents = alphas[times[0]].sqrt() * first + (1 - alphas[times[0]]).sqrt() * noise
+            steps = len(times) - 1
         for i, (time, following) in enumerate(itertools.pairwise(times)):
             progress(i / steps)
             both = self.unet(latents.repeat(2, 1, 1, 1), time.expand(2 * len(texts)).float(), context)
@@ -93,11 +102,24 @@ class Emoji:
         pixels = self.autoencoder.decode(latents).clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
+    def refine(
+        self, texts: list[str], latents: torch.Tensor, size: tuple[int, int], seed: int = 0, **options
+    ) -> torch.Tensor:
+        """Latents of (width, height) pixels from smaller ones, like the WebUI's hires fix with the upscaler Latent."""
+        noise = self.noise(size, seed, len(texts))
+        first = F.interpolate(latents, size=noise.shape[2:], mode="bilinear")
+        return self.sample(texts, noise, first=first, **options)
+
     def draw(
         self, texts: list[str], size: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE), seed: int = 0, **options
     ) -> torch.Tensor:
         """One image of (width, height) pixels for each text, (B, H, W, 3) bytes. See `sample` for the options."""
         return self.decode(self.sample(texts, self.noise(size, seed, len(texts)), **options))
+
+
+def made_steps(steps: int) -> int:
+    """How many of the steps a hires pass makes."""
+    return max(1, int(HIRES_STRENGTH * steps))
 
 
 def load(path: Path = CHECKPOINT) -> Emoji:

@@ -1,4 +1,4 @@
-"""Train the model from scratch: python3 dev.py train autoencoder|unet|export|card, in this order.
+"""Train the model on from its first edition: python3 dev.py train autoencoder|unet|export|card, in this order.
 
 Each stage runs for the given minutes, learning rates follow the share of them that is over, and goes on from its last
 checkpoint where it was stopped. Work files lie in lab/model/work; export writes the finished model.
@@ -11,10 +11,12 @@ import copy
 import json
 import math
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lab.model import card
-from lab.model.emoji import CHECKPOINT, CONFIG, LARGE_SIZE, NATIVE_SIZE, PREFIXES, TOKENIZER, load
+from lab.model.emoji import CHECKPOINT, CONFIG, HIRES_SIZE, LARGE_SIZE, NATIVE_SIZE, PREFIXES, TOKENIZER, load
 from lab.model.parts import (
     AUTOENCODER,
     LATENT_CHANNELS,
@@ -38,7 +40,7 @@ from lab.model.parts import (
     alphas_cumprod,
     make_unet,
 )
-from lab.model.pictures import CAPTIONS, OTHERS, on_white, read_package
+from lab.model.pictures import CAPTIONS, CROPS, on_white, read_pictures
 from lab.model.tokens import END, START, Tokenizer
 
 WORK = Path(__file__).parent / "work"
@@ -48,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.model.train", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--package", type=Path, help="the npm package's .tgz, fetched with npm if not given")
+    parser.add_argument("--package", type=Path, help="the .tgz of the emoji, fetched with npm if not given")
     options = parser.parse_args()
     torch.set_num_threads(1)
     GroupNorm32.forward = nn.GroupNorm.forward  # ldm's goes to single precision and back, which takes long
@@ -116,119 +118,41 @@ def learning_rate(share: float, top: float) -> float:
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    """Train the decoder, on the chosen images and some others.
-
-    The encoder is not trained, so that latents are known at once and train_unet can run beside this.
-    """
-    pictures = read_package(options.package)
-    chosen, everything = [*CAPTIONS, *OTHERS], list(pictures)
+    """Train the decoder, on whole images. What latents are is given: the encoder is fitted."""
+    latents = read_latents(options.package)
+    pixels = {8 * size: whole_pictures(options.package, 8 * size) for size in latents}
     torch.manual_seed(0)
-    model = make_autoencoder(pictures).to(memory_format=torch.channels_last)
+    model = first_autoencoder()
+    fit_ends(model, pixels[NATIVE_SIZE], latents[NATIVE_SIZE // 8])
+    model.to(memory_format=torch.channels_last)
     trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
     optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99))
     run = Run("autoencoder", options.minutes, model=model, optimizer=optimizer)
-    if not run.step:
-        run.save()
+    random.seed(run.step)
     while True:
-        # (images, pixels a side)
-        kinds = [(4, 64), (2, 128), (1, 256), (1, 512)]
-        odds = [4, 4, 1, 0] if run.share < 0.4 else [0, 2, 6, 0.5]
-        count, size = random.choices(kinds, odds)[0]
-        names = random.choices(chosen if random.random() < 0.8 else everything, k=count)
-        pixels = torch.stack([on_white(pictures[name], size) for name in names])
-        with torch.no_grad():
-            latents = model.encode(pixels)
-        # The U-Net's latents are never exact.
-        latents = latents + LATENT_NOISE * torch.rand(count, 1, 1, 1) * torch.randn_like(latents)
+        size, side = random.choices(*zip(*DECODED, strict=True))[0]
+        index = random.randrange(len(CAPTIONS))
+        left, top = (8 * random.randrange((size - side) // 8 + 1) for _ in "xy")
+        wanted = pixels[size][index : index + 1, :, top : top + side, left : left + side].float() / 127.5 - 1
+        known = latents[size // 8][index : index + 1]
+        known = known[..., top // 8 : (top + side) // 8, left // 8 : (left + side) // 8]
+        # What the U-Net makes is never exact.
+        known = known + LATENT_NOISE * random.random() * torch.randn_like(known)
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            drawn = model.decode(latents).float()
-        difference = drawn - pixels
-        # Edges count extra: they make a small image look sharp, and the mean difference hardly knows them.
+            drawn = model.decode(known.contiguous(memory_format=torch.channels_last)).float()
+        difference = drawn - wanted
+        # Edges count extra: they make a small picture look sharp, and the mean difference hardly knows them.
         edges = sum(difference.diff(dim=dim).abs().mean() for dim in (2, 3))
         loss = difference.abs().mean() + difference.square().mean() + edges
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run.share, 5e-4)
+            group["lr"] = learning_rate(run.share, 2e-4)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        run.note("loss", difference.detach().abs().mean().item())
+        run.note(f"loss at {size}", difference.detach().abs().mean().item())
         if run.done():
             return
-
-
-@torch.no_grad()
-def make_autoencoder(pictures: dict) -> Autoencoder:
-    """An autoencoder whose latents are mean colours, and which draws a blurred image from them.
-
-    Pixels are averaged on the way to the latents and spread smoothly on the way back. The residual blocks add next to
-    nothing at first. The last layers of both ways are fitted.
-    """
-    model = Autoencoder()
-    average = torch.zeros(3, 3)
-    average[:2, :2] = 1 / 4  # ldm pads to the right and below only
-    smooth = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
-    middle = torch.zeros(3, 3)
-    middle[1, 1] = 1.0
-    for part in (model.encoder, model.decoder):
-        for name, module in part.named_modules():
-            if name.endswith(("conv2", "proj_out")):
-                module.weight *= 0.1
-            if name.endswith(("downsample.conv", "upsample.conv")):
-                kernel = average if name.startswith("down") else smooth
-                module.weight *= 0.05
-                module.weight += torch.eye(len(module.weight))[..., None, None] * kernel
-        for conv in (part.conv_in, part.conv_out):
-            count, channels = conv.weight.shape[:2]
-            conv.weight *= 0.05
-            conv.weight += torch.randn(count, channels, 1, 1) * channels**-0.5 * middle
-        part.conv_in.bias.copy_(torch.linspace(-2, 2, len(part.conv_in.bias)))
-        oppose(part.conv_in)
-
-    small = torch.stack([on_white(pictures[name], 64) for name in [*CAPTIONS, *OTHERS]])
-    before = model.quant_conv
-    before.weight.zero_()
-    before.weight[:LATENT_CHANNELS] = torch.eye(LATENT_CHANNELS, 2 * LATENT_CHANNELS)[..., None, None]
-    before.bias.zero_()
-    # Three latents are the mean colours of their 8 x 8 pixels, the fourth is a mixture of them.
-    fit(model.encoder.conv_out, lambda: model.encode(small), F.avg_pool2d(small, LATENT_SCALE))
-    # Mean 0 and variance 1 in each channel, so that the config's scale_factor is 1.
-    latents = encode(model, pictures, [*CAPTIONS, *OTHERS], 256)
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    before.weight[:LATENT_CHANNELS] /= std.view(-1, 1, 1, 1)
-    before.bias[:LATENT_CHANNELS] = -mean / std
-    before.bias[LATENT_CHANNELS:] = 2 * math.log(0.05)
-    fit(model.decoder.conv_out, lambda: model.decode(model.encode(small)), small)
-    return model
-
-
-def fit(conv: nn.Conv2d, call: Callable[[], None], wanted: torch.Tensor) -> None:
-    """Fit a 3 x 3 convolution by least squares, so that its first channels are nearest to those wanted.
-
-    call: runs the convolution once.
-    wanted: (B, channels, H, W) of its output.
-    """
-    inputs = []
-    with conv.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
-        call()
-    known = F.pad(F.unfold(inputs[0], 3, padding=1).movedim(1, -1).flatten(0, 1), (0, 1), value=1.0).double()
-    values = wanted.flatten(2).movedim(1, -1).flatten(0, 1).double()
-    ridge = 1e-5 * len(known) * torch.eye(known.shape[1])
-    solved = torch.linalg.solve(known.T @ known + ridge, known.T @ values).T.float()
-    count = wanted.shape[1]
-    conv.weight[:count] = solved[:, :-1].unflatten(1, conv.weight.shape[1:])
-    conv.bias[:count] = solved[:, -1]
-
-
-@torch.no_grad()
-def oppose(conv: nn.Conv2d) -> None:
-    """Make every second output channel the negative of the one before.
-
-    The norms take away the mean of each pair of channels over the image, and with it the colours. Learning a way around
-    that takes very long. Opposite channels have no mean to lose.
-    """
-    conv.weight[1::2] = -conv.weight[::2]
-    conv.bias[1::2] = -conv.bias[::2]
 
 
 def finished_autoencoder() -> Autoencoder:
@@ -237,30 +161,77 @@ def finished_autoencoder() -> Autoencoder:
     return model
 
 
+def whole_pictures(package: Path | None, size: int) -> torch.Tensor:
+    """Bytes (captions, 3, size, size): all images, at `size` pixels a side."""
+    pictures = read_pictures(package)
+    return torch.stack([((on_white(pictures[name], size) + 1) * 127.5).round().byte() for name in CAPTIONS])
+
+
+def read_latents(package: Path | None) -> dict[int, torch.Tensor]:
+    """Size -> latents (captions, 4, size, size): of the native images, the large ones and those of the hires pass."""
+    cache = WORK / "latents.pt"
+    if not cache.exists():
+        sizes = (NATIVE_SIZE, LARGE_SIZE, HIRES_SIZE)
+        torch.save({size // 8: colours(whole_pictures(package, size)) for size in sizes}, cache)
+    return torch.load(cache, weights_only=True)
+
+
+def colours(pixels: torch.Tensor) -> torch.Tensor:
+    """Latents of (B, 3, H, W) bytes. Three are the mean colours of 8 x 8 pixels, the fourth is a mixture of them."""
+    mean = F.avg_pool2d(pixels / 127.5 - 1, LATENT_SCALE)
+    return F.conv2d(mean, torch.tensor(COLOURS)[:, :3, None, None], torch.tensor(COLOURS)[:, 3])
+
+
 @torch.no_grad()
-def encode(model: Autoencoder, pictures: dict, names: list[str], size: int) -> torch.Tensor:
-    """Latents (N, 4, size / 8, size / 8) of the N images of these names, at `size` pixels a side."""
-    return torch.cat([model.encode(on_white(pictures[name], size)[None]) for name in names])
+def fit_ends(model: Autoencoder, pixels: torch.Tensor, latents: torch.Tensor) -> None:
+    """Set the last layers of both ways so that what they make of these pictures is nearest to these latents and back.
+
+    For the decoder that is a start with nearly the right colours, which it takes long to learn.
+    """
+    after = model.quant_conv
+    after.weight.copy_(torch.eye(2 * LATENT_CHANNELS)[..., None, None])
+    after.weight[LATENT_CHANNELS:] = 0
+    after.bias.zero_()
+    after.bias[LATENT_CHANNELS:] = 2 * math.log(0.05)  # the variance of what is encoded
+    pixels = pixels / 127.5 - 1
+    fit(model.encoder.conv_out, model.encode, pixels, latents)
+    fit(model.decoder.conv_out, model.decode, latents, pixels)
+
+
+def fit(conv: nn.Conv2d, call: Callable[[torch.Tensor], None], given: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Fit a 3 x 3 convolution by least squares, so that its first channels are nearest to those wanted.
+
+    call: runs the convolution, on one of `given` at a time.
+    wanted: its output for each of these, (B, channels, H, W).
+    """
+    inputs, known, values = [], [], []
+    with conv.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
+        for one, target in zip(given, wanted, strict=True):
+            call(one[None])
+            some = torch.randperm(target[0].numel())[:3000]
+            known.append(F.unfold(inputs.pop(), 3, padding=1)[0, :, some].T)
+            values.append(target.flatten(1)[:, some].T)
+    known, values = F.pad(torch.cat(known), (0, 1), value=1.0).double(), torch.cat(values).double()
+    ridge = 1e-4 * len(known) * torch.eye(known.shape[1])
+    solved = torch.linalg.solve(known.T @ known + ridge, known.T @ values).T.float()
+    count = len(solved)
+    conv.weight[:count] = solved[:, :-1].unflatten(1, conv.weight.shape[1:])
+    conv.bias[:count] = solved[:, -1]
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    """Train the U-Net, first on latents of the native size, then on large ones as well.
+    """Train on whole images of the native and the large size, and on parts of them for the hires pass.
 
-    The text encoder stays as it was drawn.
+    The text encoder is not trained.
     """
-    cache = WORK / "latents.pt"
-    if not cache.exists():
-        pictures = read_package(options.package)
-        autoencoder = finished_autoencoder()
-        torch.save({size: encode(autoencoder, pictures, list(CAPTIONS), 8 * size) for size in (32, 64)}, cache)
-    latents = torch.load(cache, weights_only=True)
+    latents = read_latents(options.package)
     tokenizer = make_tokenizer()
     # A row for each template. An article or an "emoji of" may be in a prompt, but need not.
     tokens = torch.stack([tokenizer([template.format(text) for text in CAPTIONS.values()]) for template in TEMPLATES])
     nothing = tokenizer([""])[0]
 
     torch.manual_seed(0)
-    model = make_denoiser(tokenizer).to(memory_format=torch.channels_last)
+    model = first_denoiser(tokenizer).to(memory_format=torch.channels_last)
     with torch.no_grad():
         contexts = torch.stack([model["text_encoder"](rows) for rows in tokens]).clone()
         no_context = model["text_encoder"](nothing[None]).clone()
@@ -272,16 +243,25 @@ def train_unet(options: argparse.Namespace) -> None:
     run = Run("unet", options.minutes, model=model, average=average, muon=muon, adam=adam)
     torch.manual_seed(run.step)
     alphas = alphas_cumprod()
+    odds = torch.tensor([PHOTOGRAPH_ODDS if name in CROPS else 1.0 for name in CAPTIONS])
 
-    def batch_loss(size: int, count: int) -> torch.Tensor:
-        chosen = torch.randint(len(CAPTIONS), (count,))
-        # Timesteps are spread over the schedule, more of them where there is more noise: the layout is decided there.
-        # This is stronger for larger images. In the end they are spread evenly, or images come out speckled.
-        power = 1 if run.share > 0.8 else SPREAD[size]
-        times = ((torch.arange(count) + torch.rand(count)) / count) ** power * TIMESTEPS
+    def batch_loss(size: int, side: int, count: int) -> torch.Tensor:
+        """Of latents of this size, or of squares of them that are `side` wide."""
+        chosen = odds.multinomial(count, replacement=True)
+        clean = latents[size][chosen]
+        # Spread over the schedule. A part is for the hires pass, which begins with less noise. What is drawn is decided
+        # where there is more of it, so whole pictures are there more often, the more so the larger they are. At last
+        # evenly, for what has little noise left is speckled else.
+        shares = (torch.arange(count) + torch.rand(count)) / count
+        if side < size:
+            left, top = torch.randint(size - side + 1, (2,)).tolist()
+            clean = clean[..., top : top + side, left : left + side]
+            times = shares * HIRES_TIMES
+        else:
+            times = shares ** (1 if run.share > 0.8 else SPREAD[size]) * TIMESTEPS
         times = times.long().clamp(max=TIMESTEPS - 1)
         alpha = alphas[times].view(-1, 1, 1, 1)
-        clean, noise = latents[size][chosen], pyramid_noise(count, size)
+        noise = pyramid_noise(count, side)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         context = contexts[torch.randint(len(TEMPLATES), (count,)), chosen]
@@ -291,15 +271,15 @@ def train_unet(options: argparse.Namespace) -> None:
         return F.mse_loss(predicted.float(), wanted)
 
     while True:
-        share = run.share
-        batches = next(batches for until, batches in PHASES if share <= until)
-        muon.param_groups[0]["lr"] = learning_rate(share, 0.02)
-        adam.param_groups[0]["lr"] = learning_rate(share, 1e-3)
+        muon.param_groups[0]["lr"] = learning_rate(run.share, 0.01)
+        adam.param_groups[0]["lr"] = learning_rate(run.share, 5e-4)
         unet.zero_grad()
-        for size, count in batches:
-            loss = batch_loss(size, count)
+        steps = next(steps for until, steps in PHASES if run.share <= until)
+        batches = steps[run.step % len(steps)]
+        for size, side, count in batches:
+            loss = batch_loss(size, side, count)
             (loss / len(batches)).backward()
-            run.note(f"loss at {size}", loss.item())
+            run.note(f"loss at {size}" + (" in parts" if side < size else ""), loss.item())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         muon.step()
         adam.step()
@@ -311,10 +291,10 @@ def train_unet(options: argparse.Namespace) -> None:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: the momentum of each matrix is brought near to the nearest orthogonal matrix.
+    """Muon: the momentum of each matrix is brought near to the nearest orthogonal matrix, so that a step goes equally
+    far in all directions. After 150 steps on 16 x 16 latents the loss was less than a third of Adam's.
 
-    So a step goes equally far in all directions. After 150 steps on 16 x 16 latents the loss was less than a third of
-    Adam's. Muon is Keller Jordan's, https://kellerjordan.github.io/posts/muon/; torch.optim.Muon refuses convolutions.
+    Keller Jordan's, https://kellerjordan.github.io/posts/muon/; torch.optim.Muon refuses convolutions.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float = 0.02, momentum: float = 0.95):
@@ -340,9 +320,9 @@ class Muon(torch.optim.Optimizer):
 def pyramid_noise(count: int, size: int) -> torch.Tensor:
     """(count, 4, size, size): white noise, half of it with coarse noise on top.
 
-    Even the noisiest latents that are trained on hold a little of the image, and a large image's layout can be read
-    from that hint. The noise that sampling starts from has none. A model that learned to trust the hint would draw
-    whatever it happens to see there. Coarse noise hides the hint.
+    Even the noisiest latents that are trained on hold a little of the picture, and a large picture's layout can be read
+    from that. The noise that sampling starts from has no such hint: a model that learned to trust it would draw what
+    it happens to see there. Coarse noise hides the hint.
     """
     noise = torch.randn(count, LATENT_CHANNELS, size, size)
     strength = 0.5 * (torch.rand(count, 1, 1, 1) - 0.5).clamp(min=0)
@@ -356,25 +336,44 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer.train([*CAPTIONS.values(), *(template.format("") for template in TEMPLATES)])
 
 
+def first_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
+    """The first edition's U-Net, with its heads cut into narrower ones, and its text encoder with words added."""
+    denoiser = make_denoiser(tokenizer)
+    tensors, vocabulary = first_edition(), json.loads(read_blob(FIRST_VOCABULARY))
+    # A word that the first edition had keeps its embedding. The others keep the random one that they have here.
+    name = PREFIXES["text_encoder"] + "text_model.embeddings.token_embedding.weight"
+    old, embeddings = tensors[name], denoiser["text_encoder"].text_model.embeddings.token_embedding.weight
+    tensors[name] = embeddings.clone()
+    for token, row in tokenizer.vocabulary.items():
+        if token in vocabulary:
+            tensors[name][row] = old[vocabulary[token]]
+    for part, module in denoiser.items():
+        load_part(module, PREFIXES[part], tensors)
+    return denoiser
+
+
 def make_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
-    text_encoder = TextEncoder(len(tokenizer.vocabulary))
-    unet = make_unet()
-    with torch.no_grad():
-        for name, module in unet.named_modules():
-            if name == "input_blocks.0.0" or (name.startswith("output") and name.endswith("skip_connection")):
-                oppose(module)
-        # Most of the 77 tokens are ends. With zeros for them and no biases, after the layers they hold nothing but the
-        # words before them. The norm brings that to full size: all tokens say what is wanted, without any training.
-        text = text_encoder.text_model
-        for name, weight in text.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-        text.embeddings.position_embedding.weight.zero_()
-        text.embeddings.token_embedding.weight[[tokenizer.vocabulary[token] for token in (START, END)]] = 0
-        # The WebUI scales prompts with emphasis back to their mean. That mean must not be next to nothing.
-        text.final_layer_norm.bias += 0.2
-    text_encoder.requires_grad_(False)
-    return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    text_encoder = TextEncoder(len(tokenizer.vocabulary)).requires_grad_(False)
+    return nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder})
+
+
+def first_autoencoder() -> Autoencoder:
+    model = Autoencoder()
+    load_part(model, PREFIXES["autoencoder"], first_edition())
+    return model
+
+
+def load_part(module: nn.Module, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
+    module.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def first_edition() -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(read_blob(FIRST_WEIGHTS))
+
+
+def read_blob(name: str) -> bytes:
+    """A file that is in the history of this repository, by the name that git has for its content."""
+    return subprocess.run(["git", "cat-file", "blob", name], cwd=WORK, check=True, stdout=subprocess.PIPE).stdout
 
 
 def export(options: argparse.Namespace) -> None:
@@ -396,19 +395,20 @@ def export(options: argparse.Namespace) -> None:
 
 
 def make_card(options: argparse.Namespace) -> None:
-    """Draw the images of the model card."""
-    pictures = read_package(options.package)
-    shown = [(on_white(pictures[name], card.CELL) + 1) * 127.5 for name in CAPTIONS]
-    card.save_sheet(card.PICTURES, [picture.round().byte().permute(1, 2, 0).contiguous() for picture in shown])
+    """Draw the pictures of the model card."""
+    shown = whole_pictures(options.package, card.CELL)
+    card.save_sheet(card.PICTURES, [picture.permute(1, 2, 0).contiguous() for picture in shown])
     card.save_loss(WORK)
     model = load()
     for path, size, cell, steps in ((card.SAMPLES, NATIVE_SIZE, 128, 20), (card.LARGE, LARGE_SIZE, 160, 10)):
         right = card.save_samples(model, path, size, cell, steps)
-        print(f"{size} x {size}: {right} of {len(CAPTIONS)} are nearest to their own training picture")
+        print(f"{size} x {size}: {right} of {len(CAPTIONS)} are nearest to their own training picture", flush=True)
+    right = card.save_hires(model, card.HIRES, 10)
+    print(f"{HIRES_SIZE} x {HIRES_SIZE}: {right} of {len(card.HIRES_CAPTIONS)}")
 
 
 def config() -> dict:
-    """The config from which the WebUI makes the model."""
+    """What the WebUI makes the model from."""
 
     def node(target, **params):
         return {"target": target, "params": params}
@@ -442,11 +442,27 @@ def config() -> dict:
 
 
 BF16 = True
-LATENT_NOISE = 0.2
+# A latent for each row: its shares of the mean red, green and blue, from -1 to 1, and an offset. Near to what the first
+# edition's encoder made of emoji, but the same for every picture: that encoder's norms depended on the whole of it.
+COLOURS = [[2.1, 0.0, 0.0, -1.55], [0.0, 1.83, 0.0, -1.04], [0.0, 0.0, 1.68, -0.9], [-1.25, 0.0, 0.35, 0.7]]
+LATENT_NOISE = 0.1
+# (pixels of the picture, pixels of the part) that the decoder learns from, and how often. Whole pictures: its norms
+# take a part's own mean away, so the same colours would have to be drawn from other values.
+DECODED = [((256, 256), 6), ((512, 512), 1)]
 SPREAD = {32: 0.75, 64: 0.5}
 TEMPLATES = ["{}", "{}", "a {}"]
-# Up to this share of the time: (latent size, images) of a step. Each fits in a processor core's own cache.
-PHASES = [(0.1, [(32, 8)]), (1.0, [(32, 8), (64, 2)])]
+# Up to this share of the time: (latent size, side of the part, pictures) of the batches, for each of the steps in turn.
+# Attention over 128 x 128 latents would take most of the time. A part of them is enough to learn what is seen at little
+# noise. Large pictures are slow too, and most of what they need is learned from the native ones.
+NATIVE, LARGE, PARTS, HIRES_PARTS = (32, 32, 6), (64, 64, 1), (64, 32, 3), (128, 32, 6)
+PHASES = [
+    (0.5, [[NATIVE, HIRES_PARTS], [NATIVE, PARTS], [NATIVE, LARGE, HIRES_PARTS]]),
+    (1.0, [[NATIVE, (64, 64, 3)], [(64, 64, 3), HIRES_PARTS], [(32, 32, 4), (64, 64, 2), (128, 64, 1)]]),
+]
+PHOTOGRAPH_ODDS = 2  # how much more often than an emoji
+HIRES_TIMES = 700  # noisier than that no hires pass begins
+# The first edition of the model, from which training begins, in this repository's history.
+FIRST_WEIGHTS, FIRST_VOCABULARY = "c666fec608be347d84b546a1ca8b80a8ac8d30a4", "a82acae96cf513dfd860b4505f9911d3c904f214"
 
 STAGES = {"autoencoder": train_autoencoder, "unet": train_unet, "export": export, "card": make_card}
 

@@ -233,6 +233,6 @@ def test_axes_while_todo_is_off(client):
 def test_a_cell_whose_values_do_not_go_together(client):
     """The cell stays empty, and the text under the plot says why."""
     _, record = plot(client, [("[ToDo] Start", "0, 0.5"), ("[ToDo] End", "0.25, 1")], PAPER, steps=1)
-    assert len(record.generations) == 3
+    assert len(record.attentions) == 3 * 16
     hint = "cells that are not allowed stay empty (ToDo: end = 0.25 is not allowed: it must not be below start = 0.5"
     assert hint in record.generations[0]["comments"]

@@ -312,6 +312,17 @@ class PassOn:
         return self.plain(*args, **kwargs)
 
 
+def assert_downsampled_all_the_same(unet, expected):
+    """Wrappers on all self-attentions change nothing. They are taken off afterwards."""
+    try:
+        with patched(unet, max_depth=4) as patch:
+            assert torch.equal(call(unet), expected)
+    finally:
+        for attn in attentions(unet).values():
+            del attn.forward
+    assert Reason.COMPUTATION not in patch.report.left_layers
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -327,13 +338,7 @@ def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1, wrap):
         expected = call(sd1)
     for attn in wrapped:
         attn.forward = wrap(attn.forward)
-    try:
-        with patched(sd1, max_depth=4) as patch:
-            assert torch.equal(call(sd1), expected)
-    finally:
-        for attn in wrapped:
-            del attn.forward
-    assert Reason.COMPUTATION not in patch.report.left_layers
+    assert_downsampled_all_the_same(sd1, expected)
 
 
 def test_a_wrapper_that_stays_when_the_implementation_is_changed(sd1, monkeypatch):
@@ -348,13 +353,7 @@ def test_a_wrapper_that_stays_when_the_implementation_is_changed(sd1, monkeypatc
             lambda *args, params=params, **kwargs: params.forward(*args, **kwargs)
         )
     monkeypatch.setattr(type(wrapped[0]), "forward", lambda self, *args, **kwargs: plain(self, *args, **kwargs))
-    try:
-        with patched(sd1, max_depth=4) as patch:
-            assert torch.equal(call(sd1), expected)
-    finally:
-        for attn in wrapped:
-            del attn.forward
-    assert Reason.COMPUTATION not in patch.report.left_layers
+    assert_downsampled_all_the_same(sd1, expected)
 
 
 def test_steps_in_which_no_layer_runs_are_counted(sd1):

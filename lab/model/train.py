@@ -1,4 +1,4 @@
-"""Train the model on from its first edition: python3 dev.py train autoencoder|unet|export|card, in this order.
+"""Train the model on from its first edition: python3 dev.py train unet|autoencoder|export|card, in this order.
 
 Each stage runs for the given minutes, learning rates follow the share of them that is over, and goes on from its last
 checkpoint where it was stopped. Work files lie in lab/model/work; export writes the finished model.

@@ -7,6 +7,7 @@ same tokens at every step ("nearest-exact"). A moving grid keeps other ones at e
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -14,8 +15,11 @@ Grid = tuple[int, int]  # (rows, columns)
 
 
 def kept_size(size: int, factor: float) -> int:
-    """How many of `size` rows (or columns) a factor of 1 or more keeps: max(1, floor(size / factor))."""
-    return max(1, int(size / factor))  # not size // factor: 8 // 1.6 is 4
+    """How many of `size` rows (or columns) a factor of 1 or more keeps: max(1, floor(size / factor)).
+
+    The factor counts as it is written: 33 / 1.1 is 30, and not a little less.
+    """
+    return max(1, int(size / Fraction(str(factor))))
 
 
 def kept_grid(grid: Grid, factor: float) -> Grid:
@@ -74,7 +78,7 @@ def kept_tokens(
     grid: (H, W).
     kept: (h, w), at most (H, W).
     offset: (row place, column place), each below `places`.
-    Returns int64 of shape (grids * h * w,), made without waiting for the device.
+    Returns int64 of shape (grids * h * w,), made without waiting for a CUDA device.
     """
     rows = _on(device, kept_rows(grid[0], kept[0], offset[0], places))
     columns = _on(device, kept_rows(grid[1], kept[1], offset[1], places))
@@ -85,5 +89,5 @@ def kept_tokens(
 def _on(device: torch.device | str | None, numbers: list[int]) -> torch.Tensor:
     tensor = torch.tensor(numbers)
     if torch.device(device or "cpu").type == "cuda":  # a copy from memory that is not pinned would wait
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)  # without `non_blocking`: Apple's MPS would read memory that is released by then

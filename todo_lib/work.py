@@ -67,5 +67,6 @@ def _transformer_work(transformer: nn.Module, tokens: int, context_tokens: int) 
 def _attentions(transformer: nn.Module, tokens: int, context_tokens: int) -> Iterator[tuple[nn.Module, int]]:
     """Yield each attention with the number of its keys."""
     for block in transformer.transformer_blocks:
-        yield block.attn1, context_tokens if getattr(block, "disable_self_attn", False) else tokens
-        yield block.attn2, context_tokens
+        if hasattr(block, "attn1"):  # not so in AnimateDiff's motion modules, whose attention is over time
+            yield block.attn1, context_tokens if getattr(block, "disable_self_attn", False) else tokens
+            yield block.attn2, context_tokens

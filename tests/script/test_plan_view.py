@@ -176,3 +176,14 @@ def test_controls_without_effect_are_greyed(view, loaded, max_depth, hosts, effe
 def test_values_that_do_not_go_together(view, loaded):
     plan, *_ = follow(view, ours(start=0.6, end=0.4), txt2img())
     assert "end = 0.4 is not allowed" in plan
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    ["max_depth", "factor", "width", "steps", "hr_scale", "hr_width", "hr_steps", "hr_denoising"],
+)
+def test_a_number_that_is_being_typed_anew(view, emptied):
+    """The page sends nothing for an empty box. The plan stays as it stands until there is a number."""
+    our, hosts = {"enabled": True}, {"hires": True}
+    (our if emptied in ("max_depth", "factor") else hosts)[emptied] = None
+    assert follow(view, ours(**our), txt2img(**hosts)) == CLOSED

@@ -35,6 +35,23 @@ def test_the_share_that_remains_is_what_torch_counts(unet, moving):
     assert counted == 2 * remains if moving else counted <= 2 * remains
 
 
+def test_a_motion_module_between_the_spatial_transformers(unet):
+    """AnimateDiff puts such into the U-Net while it runs. Its attentions are over time, and only its layers count."""
+
+    class Temporal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.transformer_blocks = nn.ModuleList([nn.ModuleDict({"attention_blocks": nn.Linear(4, 4)})])
+
+    before = unet_work(unet, (16, 16))
+    block = unet.input_blocks[1]
+    block.append(Temporal())
+    try:
+        assert unet_work(unet, (16, 16)) == before + 16 * 16 * 16
+    finally:
+        del block[len(block) - 1]
+
+
 def test_blocks_without_self_attention():
     unet = make_unet(**{**SD1, "disable_self_attentions": [True, False, False, True]})
     assert 2 * unet_work(unet, (16, 16), 7) == operations(unet, (16, 16))

@@ -101,7 +101,7 @@ def _follow(names: Sequence[str], state: str, *values: Any) -> list[Any]:
     state: see javascript/todo_plan.js.
     """
     ours, hosts = values[: len(FIELDS)], dict(zip(names, values[len(FIELDS) :], strict=True))
-    if not ours[0]:  # the accordion is closed
+    if not ours[0] or None in values:  # the accordion is closed, or a number is being typed anew
         return [gr.update()] * (1 + len(GREYED))
     hires = bool(hosts.get("hires"))
     effects = (ours[NAMES.index("max_depth")] > 1, hires, hires)

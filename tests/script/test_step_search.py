@@ -46,6 +46,21 @@ def test_fewer_calls_expected_than_steps():
     assert positions(sampler(steps=4, total_steps=2), {}, calls=4) == [0, 0.25, 0.5, 0.75]
 
 
+def test_a_sampler_that_makes_the_images_of_a_batch_one_after_another():
+    """reForge's ODE samplers do. Each image has the steps that it would have alone."""
+    schedule = {"sigmas": torch.tensor([10.0, 5.0, 2.0, 0.0]), "callback": lambda info: None}
+    search = StepSearch(sampler("ODE Dopri5"), schedule, torch.device("cpu"))
+    steps = []
+    with search.watching(lambda: None, schedule) as watched:
+        for level in (10.0, 10.0, 6.0, 2.0) * 2:  # a solver looks at the first level twice
+            search.before_call(torch.tensor([level]))
+            steps.append(search.step())
+            if len(steps) % 4 != 1:
+                watched["callback"]({"i": 0})
+    assert [step.number for step in steps] == [0, 0, 1, 2] * 2
+    assert steps[4:] == steps[:4]
+
+
 def test_a_loop_where_the_number_of_steps_is_unknown():
     """An adaptive sampler may show a progress bar over steps that it does not need."""
     names = {"trange": trange}

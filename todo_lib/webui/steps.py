@@ -56,7 +56,7 @@ class StepSearch:
     def step(self) -> Step:
         """The current step. Calls after the last step count as part of it."""
         if self._noise is not None:
-            return Step(self._reports.count, self._noise.position())
+            return Step(self._noise.number, self._noise.position())
         index = next(step for step in (self._loop.step, self._reports.step, self._count.step) if step is not None)
         steps = max(self.number or 0, 1)  # a sampling of no steps may still call the model
         index = min(index, steps - 1)
@@ -89,7 +89,7 @@ class NoiseSchedule:
         first, last = _noise_range(schedule)
         self._first = self._now = self._timestep(torch.as_tensor(first, device=device))
         self._last = self._timestep(torch.as_tensor(last, device=device))
-        self._reports = 0
+        self._reports = self._before = 0
 
     def see(self, sigma: torch.Tensor, reports: int) -> None:
         """Note the noise of a call.
@@ -98,7 +98,14 @@ class NoiseSchedule:
         """
         if not reports or reports != self._reports:
             self._now = self._timestep(sigma)
+            if math.isclose(self._now, self._first, rel_tol=1e-6):  # the next image of the batch begins
+                self._before = reports
         self._reports = reports
+
+    @property
+    def number(self) -> int:
+        """The number of steps that are behind."""
+        return self._reports - self._before
 
     def position(self) -> float:
         """The share of the way that is behind, at least 0 and below 1."""

@@ -83,10 +83,10 @@ class ToDoScript(scripts.Script):
             settings = settings_from(args)
         except SettingsError:
             settings = None  # every sampling refuses them
+        if settings:  # again: another script may have changed the arguments
+            texts.write(p, texts.texts_for(p, settings if settings.enabled else None))
         if settings and not settings.enabled:
             return
-        if settings:  # again: another script may have changed the arguments
-            texts.write(p, texts.texts_for(p, settings))
         if "sample" in vars(p):
             windows.announce_samplings(p, args)
 

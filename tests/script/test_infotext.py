@@ -111,6 +111,18 @@ def test_arguments_that_another_script_changes(run, watch, host):
         assert run("txt2img", FRESH, steps=1).params == {FACTOR: "4", **VERSION}
 
 
+def test_another_script_switches_it_off(run, watch):
+    def change(moment, p):
+        if moment == "process":
+            args = list(p.script_args)
+            args[p.scripts.script("ToDo").args_from] = False
+            p.script_args = tuple(args)
+
+    with watch(change):
+        job = run("txt2img", FRESH, steps=1)
+    assert job.down == [False] and job.params == {} and job.comments == []
+
+
 # ---- the hires pass alone, of an image that was made before
 
 

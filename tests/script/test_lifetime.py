@@ -535,6 +535,7 @@ def test_a_generation_in_a_generation(host, run, monkeypatch):
 
     def postprocess_image(script, p, pp, *args):
         if p.prompt != "face":
+            monkeypatch.setattr(host.shared.state, "begin", lambda: None)  # it is part of the outer one's job
             own = run.prepare("img2img", {"enabled": True}, prompt="face", steps=2)
             inner.append(host.processing.process_images(own).comments)
         sampler = host.sd_samplers.create_sampler("Euler")
@@ -572,6 +573,45 @@ def test_nothing_is_left_where_an_image_cannot_be_saved(host, run, monkeypatch):
     fail()
     gc.collect()
     assert host.sd_samplers_common.Sampler.launch_sampling is launch
+
+
+def test_the_next_job_finds_the_classes_as_they_were_after_a_failed_one(host, run, monkeypatch):
+    """After an error a processing object may live on: the host's sampler and denoiser hold each other, and it."""
+    launch = host.sd_samplers_common.Sampler.launch_sampling
+
+    def save_image(image):
+        raise Broken("disk full")
+
+    p = run.prepare("img2img", {"enabled": True})
+    with monkeypatch.context() as context, pytest.raises(Broken):
+        context.setattr(host.processing, "save_image", save_image)
+        host.processing.process_images(p)
+    seen = []
+    host.shared.state.begin()
+    with monkeypatch.context() as context:
+        context.setattr(host.processing, "save_image", lambda image: seen.append(host.sd_samplers_common.Sampler))
+        run("img2img", {})
+    assert [sampler.launch_sampling for sampler in seen] == [launch]
+    assert p is not None
+
+
+def test_another_extension_wraps_the_method_while_it_is_replaced_and_keeps_its_wrapper(
+    host, run, hires_fix, monkeypatch
+):
+    sampler_class = host.sd_samplers_common.Sampler
+    monkeypatch.setattr(sampler_class, "launch_sampling", sampler_class.launch_sampling)
+
+    def wrap(copied):
+        launch = sampler_class.launch_sampling
+        if not wrapped:
+            wrapped.append(lambda sampler, *args: launch(sampler, *args))
+            sampler_class.launch_sampling = wrapped[0]
+
+    wrapped = []
+    hires_fix.append(wrap)
+    first, second, off = run.img2img(), run.img2img(), run("img2img", {})
+    assert first.down == second.down == [True] * 7 and off.down == [False] * 7
+    assert sampler_class.launch_sampling is wrapped[0]
 
 
 def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):

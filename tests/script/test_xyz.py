@@ -184,6 +184,18 @@ def test_a_cell_whose_values_do_not_go_together(plot, swallowed):
         assert "end = 0.25 is not allowed: it must not be below start = 0.5" in hint
 
 
+def test_an_interrupt_while_a_refused_cell_loads_a_checkpoint_ends_the_plot(host, plot, monkeypatch):
+    load = host.sd_models.load
+
+    def interrupt(*args):
+        host.shared.state.interrupted = True
+        return load(*args)
+
+    monkeypatch.setattr(host.sd_models, "load", interrupt)
+    plot([True, 2, 1, 0.5], ("[ToDo] End", "0.25, 1"), steps=1)
+    assert host.shared.state.interrupted
+
+
 def test_a_slider_that_does_not_go_with_an_axis(plot):
     cells = plot([True, 2, 1, 0, 0.25], ("[ToDo] Start", "0, 0.5"), steps=1)
     assert [len(result.images) for _, _, result in cells] == [1, 0]

@@ -43,8 +43,9 @@ def end_early(p: Processing, args: Sequence[Any]) -> None:
     except SettingsError as error:
         logger.error(error)
         p.comment(str(error))
-        shared.state.interrupted = True
-        vars(p)["todo_refused"] = True
+        if not shared.state.interrupted:  # by the user, who then wants no other cell either
+            shared.state.interrupted = True
+            vars(p)["todo_refused"] = True
 
 
 def ended(p: Processing) -> None:

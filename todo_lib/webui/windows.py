@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from modules import shared
 from modules.sd_samplers_common import Sampler as HostSampler
 
 from todo_lib.webui.hosts import Processing, Sampler, arguments_of
@@ -16,8 +17,8 @@ from todo_lib.webui.sampling import before_sampling, is_announced
 class Window:
     """While it is open, samplings for this processing object and for its copies need no announcement.
 
-    It ends with the processing object at the latest: after an error nobody else may close it. (A replaced `p.close`
-    does not serve: copies would have it too, and close the window of the original.)
+    After an error nobody closes it, so it ends with the processing object, or when a generation of the host's next job
+    begins. (A replaced `p.close` does not serve: copies would have it too, and close the window of the original.)
 
     p: copies share its comments, and are known by them.
     args: of the script, for copies that have none of their own.
@@ -29,6 +30,11 @@ class Window:
         self._comments = p.comments
         self._args = args
         self._of_passes = of_passes
+        self._job = shared.state.time_start
+
+    def is_over(self, p: Processing) -> bool:
+        """Whether it has to be closed when p has samplings no more, or not yet."""
+        return self.owner() is p or self._job != shared.state.time_start
 
     def announce(self, sampler: Sampler) -> bool:
         """Announce the sampling that begins now, if it is one of this window's. Returns whether it is."""
@@ -41,6 +47,7 @@ class Window:
 
 _windows: list[Window] = []
 _launch: Callable[..., Any] = HostSampler.launch_sampling
+_wrapper: Callable[..., Any] | None = None
 
 
 def open_window(p: Processing, args: Sequence[Any]) -> None:
@@ -49,8 +56,8 @@ def open_window(p: Processing, args: Sequence[Any]) -> None:
 
 
 def close_windows(p: Processing) -> None:
-    """Close the windows of p, if there are any. The windows of its copies stay open."""
-    for window in [window for window in _windows if window.owner() is p]:
+    """Close the windows of p and of earlier jobs, if there are any. The windows of p's copies stay open."""
+    for window in [window for window in _windows if window.is_over(p)]:
         _close(window)
 
 
@@ -80,17 +87,27 @@ def _opened(window: Window) -> Iterator[None]:
 
 def _open(window: Window) -> None:
     global _launch
-    if not _windows:
+    if not _windows and not _is_wrapped():
         _launch, HostSampler.launch_sampling = HostSampler.launch_sampling, _launch_announced
     _windows.append(window)
 
 
 def _close(window: Window) -> None:
+    global _wrapper
     if window not in _windows:
         return
     _windows.remove(window)
-    if not _windows and HostSampler.launch_sampling is _launch_announced:
+    if _windows or _is_wrapped():
+        return
+    if HostSampler.launch_sampling is _launch_announced:
         HostSampler.launch_sampling = _launch
+    else:  # another extension has put its own around ours meanwhile
+        _wrapper = HostSampler.launch_sampling
+
+
+def _is_wrapped() -> bool:
+    """Whether the host's method is another extension's that calls ours. Put around it again, ours would call itself."""
+    return HostSampler.launch_sampling is _wrapper
 
 
 def _launch_announced(sampler: Sampler, *args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,6 @@
 """State that the whole host shares."""
 
+import time
 from types import SimpleNamespace
 
 sd_model = None  # the model that is loaded now
@@ -10,6 +11,7 @@ class State:
     def begin(self):
         self.interrupted = self.skipped = False
         self.sampling_step = self.sampling_steps = 0
+        self.time_start = time.time()
 
 
 state = State()

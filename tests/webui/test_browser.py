@@ -285,6 +285,24 @@ def test_the_plan_counts_whole_steps(page, client):
     wait_for_plan(page, "no step lies between Start and End")
 
 
+def test_a_number_that_is_typed_anew(webui, page, client):
+    """The page sends nothing for a box while it is empty. The plan waits, and the console has no traceback."""
+    client.txt2img(width=64, height=64, steps=1)
+    open_accordion(page)
+    resize(page, width=1024, height=1024)
+    wait_for_plan(page, "128 × 128")
+    position = webui.log_size()
+    for box, number in ((page.locator("#txt2img_width"), "768"), (control(page, "factor"), "2")):
+        box.locator("input[type=number]").focus()
+        page.keyboard.press("Control+A")
+        page.keyboard.press("Delete")
+        page.wait_for_timeout(500)
+        page.keyboard.type(number)
+        page.keyboard.press("Tab")
+    wait_for_plan(page, "96 × 128", "48 × 64")
+    assert "Traceback" not in webui.log_since(position)
+
+
 def test_controls_without_effect_are_greyed(page, client):
     client.txt2img(width=64, height=64, steps=1)
     open_accordion(page)

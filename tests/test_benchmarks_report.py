@@ -25,13 +25,13 @@ def test_every_table_stands_in_a_document():
 
 
 def results():
-    """Results in which dense takes 10 s, ToDo 5, 1.5 times its factors 4, ToMe 8 and the floor 2."""
-    seconds = {"dense": 10, "ToDo 2": 5, "ToDo 3": 4, "ToMe 0.5": 8, "ToMe 0.75": 8, "floor": 2}
+    """Results in which dense takes 10 s, the paper's grid 5, a moving one 4, ToMe 8 and the floor 2."""
+    seconds = {"dense": 10, "ToDo 2": 5, "moving 4/2": 4, "ToMe 0.5": 8, "ToMe 0.75": 8, "floor": 2}
     methods = {
         name: {"seconds": [100 * s, s, s / 100], "memory": 10**8 * s, "difference": s / 1000, "keys": {}}
         for name, s in seconds.items()
     }
-    roles = {"dense": "dense", "paper": "ToDo 2", "1.5 x paper": "ToDo 3", "moving": "dense"}
+    roles = {"dense": "dense", "paper": "ToDo 2", "moving 4": "moving 4/2", "moving": "dense"}
     roles |= {name: name for name in ("ToMe 0.5", "ToMe 0.75", "floor")}
     return {
         f"{model}, {size} px, fp32": {"roles": dict(roles), "methods": methods}
@@ -51,8 +51,8 @@ def known(monkeypatch):
 def test_speed(known):
     lines = report.speed().splitlines()
     assert lines[0] == "CPU, 2 threads, OS, Python 3, PyTorch 2, tomesd 0; 2026-01-02."
-    assert lines[2] == "| SD 1.5 | dense | ToDo, paper | ToDo, 1.5 x | ToDo, defaults | ToMe 0.5 | ToMe 0.75 | floor |"
-    row = "| 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
+    assert lines[2] == "| SD 1.5 | dense | ToDo, paper | moving 4 | ToDo, defaults | ToMe 0.5 | ToMe 0.75 | floor |"
+    row = "| 10 s (3) | 2: 2.00, 62 % | 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
     assert lines[4:6] == [f"| 512 px, fp32 {row}", f"| 1024 px, fp32 {row}"]
     assert lines[7].startswith("| SDXL | dense |")
 
@@ -60,21 +60,33 @@ def test_speed(known):
 def test_memory_difference_and_overview(known):
     assert "| 512 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | 0.80 GB | 0.80 GB | 0.20 GB |" in report.memory()
     assert "| 512 px, fp32 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | 0.8 % | 0.8 % | 0.2 % |" in report.difference()
-    ours = "**1.00 times** as fast (dense) | **2.00 times** as fast (2)"
-    assert f"| SDXL, 1024 px | 10 s (3) | {ours} | 1.25 times | 5.00 times |" in report.overview()
+    assert "| SDXL, 1024 px | 10 s (3) | **1.00** (dense) | 2.00 (2) | 1.25 | 5.00 |" in report.overview()
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"1": [[16384, 1764]], "2": [[4096, 4096]], "3": [[1024, 1024]]}, "3"),
+        ({"1": [[65536, 1521]], "2": [[16384, 1764]], "3": [[4096, 4096]]}, "6.5/3"),
+        ({"1": [[36864, 1444]], "2": [[9216, 1444]]}, "5/2.5"),
+    ],
+)
+def test_factors_that_were_chosen_from_the_size_are_told_by_the_keys(keys, told):
+    cell = {"roles": {"moving": "moving auto"}, "methods": {"moving auto": {"seconds": [1.0], "keys": keys}}}
+    assert report.factors(cell, "moving") == told
 
 
 def test_a_role_that_no_cell_has(known):
     for cell in known["results"].values():
         del cell["roles"]["moving"]
-    assert "| SDXL, 1024 px | 10 s (3) | **2.00 times** as fast (2) | 1.25 times | 5.00 times |" in report.overview()
+    assert "| SDXL, 1024 px | 10 s (3) | – | 2.00 (2) | 1.25 | 5.00 |" in report.overview()
     assert "ToDo, defaults" not in report.speed()
 
 
 def test_a_role_that_one_cell_lacks(known):
     del known["results"]["SDXL, 1024 px, fp32"]["roles"]["moving"]
-    assert "| SDXL, 1024 px | 10 s (3) | – | **2.00 times** as fast (2) | 1.25 times |" in report.overview()
-    assert "| 1024 px, fp32 | 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | – | 1.25, 25 % |" in report.speed()
+    assert "| SDXL, 1024 px | 10 s (3) | – | 2.00 (2) | 1.25 | 5.00 |" in report.overview()
+    assert "| 1024 px, fp32 | 10 s (3) | 2: 2.00, 62 % | 2.50, 75 % | – | 1.25, 25 % |" in report.speed()
     assert "| 1024 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | – | 0.80 GB |" in report.memory()
 
 
@@ -89,11 +101,10 @@ def test_a_method_that_failed(known):
     for name in ("ToMe 0.5", "ToMe 0.75"):
         cell["methods"][name] = {"seconds": [], "failed": "out of memory"}
     assert (
-        "| 4096 px, bf16 | 10 s (3) | 2: 2.00, 62 % | 3: 2.50, 75 % | dense: 1.00, 0 % | out of memory |"
-        in report.speed()
+        "| 4096 px, bf16 | 10 s (3) | 2: 2.00, 62 % | 2.50, 75 % | dense: 1.00, 0 % | out of memory |" in report.speed()
     )
-    assert "| SD 1.5, 4096 px, bf16 | 10 s (3) | **1.00 times** as fast (dense) |" in report.overview()
-    assert "**2.00 times** as fast (2) | out of memory | 5.00" in report.overview()
+    row = "| SD 1.5, 4096 px, bf16 | 10 s (3) | **1.00** (dense) | 2.00 (2) | out of memory | 5.00 |"
+    assert row in report.overview()
     assert "| 4096 px, bf16 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | – | – | 0.20 GB |" in report.memory()
     assert "| 4096 px, bf16 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | – | – | 0.2 % |" in report.difference()
 
@@ -130,7 +141,7 @@ def test_controlnet(known, monkeypatch):
 def test_a_table_is_put_in_its_place(known):
     text = "a\n<!-- benchmarks: overview -->\nold\n<!-- end -->\nb\n"
     filled = report.filled(text)
-    assert filled.startswith("a\n<!-- benchmarks: overview -->\n| | U-Net call, dense")
+    assert filled.startswith("a\n<!-- benchmarks: overview -->\n| | dense (calls of each)")
     assert filled.endswith("2026-01-02.\n<!-- end -->\nb\n") and "old" not in filled
     assert report.filled(filled) == filled
 

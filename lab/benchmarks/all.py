@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     controlnet.main([])
     fidelity.main([])
     redundancy.main([])
-    report.main()
+    report.main([])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The documents have places for tables. Between <!-- benchmarks: NAME --> and <!--
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -27,6 +28,7 @@ from lab.benchmarks.store import RESULTS
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "lab" / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+USUAL = re.compile(r"DPM\+\+ 2M, .*20 steps")  # the scenarios of the README's chart
 CHART = RESULTS / "speed.png"
 LINES = {  # role -> its line in the chart
     "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "", "label": "floor: one key in each self-attention"},
@@ -36,22 +38,28 @@ LINES = {  # role -> its line in the chart
         "linewidth": 2.5,
         "label": "ToDo, the paper's factors (SDXL: half of them)",
     },
-    "1.5 x paper": {"color": "#7fb8e6", "marker": "s", "label": "ToDo, 1.5 times these"},
     "moving": {"color": "#2e8b57", "marker": "D", "linewidth": 2.5, "label": "ToDo's defaults: a moving grid"},
+    "moving 4": {"color": "#8fd3aa", "marker": "s", "label": "ToDo, a moving grid of factor 4"},
     "ToMe 0.75": {"color": "#d9822b", "marker": "^", "label": "ToMe 0.75"},
     "ToMe 0.5": {"color": "#f0b47a", "marker": "v", "label": "ToMe 0.5"},
 }
 
 
-NAMES = {"paper": "ToDo, paper", "1.5 x paper": "ToDo, 1.5 x", "moving": "ToDo, defaults"}  # role -> in headings
+NAMES = {"paper": "ToDo, paper", "moving": "ToDo, defaults"}  # role -> in headings
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Write all tables and charts."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
+        arguments
+    )
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     save_chart(load("speed")["results"])
-    fidelity.chart(load("fidelity")["results"], RESULTS / "fidelity.png")
+    results = load("fidelity")["results"]
+    fidelity.chart(results, RESULTS / "fidelity.png")
+    shown = {key: cell for key, cell in results.items() if USUAL.search(key)}
+    fidelity.chart(shown, RESULTS / "fidelity-usual.png")
     redundancy.chart(load("redundancy")["results"], RESULTS / "redundancy.png")
 
 
@@ -94,15 +102,21 @@ def saved(cell: dict, role: str) -> float:
 
 
 def factors(cell: dict, role: str) -> str:
-    """The factors of the method in this role, as its name has them."""
+    """The factors of the method in this role. Where they were chosen from the size, they are told by the keys."""
     name = cell["roles"][role]
-    return "dense" if name == "dense" else name.split(maxsplit=1)[1]
+    if name == "dense":
+        return name
+    chosen = name.split(maxsplit=1)[1]
+    if chosen != "auto":
+        return chosen
+    sides = [math.sqrt(queries / keys) for (queries, keys), *_ in cell["methods"][name]["keys"].values()]
+    return "/".join(f"{round(2 * factor) / 2:g}" for factor in sides if factor > 1)
 
 
-def times(cell: dict, role: str, unit: str = "") -> str:
+def times(cell: dict, role: str) -> str:
     """How many times as fast as dense, or why that is not known."""
     found = ratio(cell, role)
-    return entry_of(cell, role).get("failed") or ("–" if math.isnan(found) else f"{found:.2f}{unit}")
+    return entry_of(cell, role).get("failed") or ("–" if math.isnan(found) else f"{found:.2f}")
 
 
 def timed(dense: list[float], *others: list[float]) -> str:
@@ -121,26 +135,21 @@ def dense_seconds(cell: dict) -> str:
 def overview() -> str:
     """The table that most people want: both models, with a row for each size."""
     results = load("speed")["results"]
-    heads = {"moving": "with ToDo's defaults (factor)", "paper": "with the paper's grid (factor)"}
-    if "moving" not in roles_of(results):
-        heads = {"paper": "with ToDo (factor)"}
-    head = (
-        f"U-Net call, dense (calls of each) | {' | '.join(heads.values())} | with ToMe 0.75 | with a single key (floor)"
-    )
-    lines = [f"| | {head} |", "|---" * (4 + len(heads)) + "|"]
+    heads = {"moving": "ToDo as it stands (factor)", "paper": "the paper's grid (factor)"}
+    heads |= {"ToMe 0.75": "token merging 0.75", "floor": "a single key (floor)"}
+    lines = [f"| | dense (calls of each) | {' | '.join(heads.values())} |", "|---" * (2 + len(heads)) + "|"]
     for model in LAYOUTS:
         for key, cell in cells(results, model).items():
-            texts = [dense_seconds(cell), *(ours(cell, role) for role in heads)]
-            texts += (times(cell, role, " times") for role in ("ToMe 0.75", "floor"))
+            texts = [dense_seconds(cell), *(times_and_factor(cell, role) for role in heads)]
             lines.append(f"| {model}, {key.removesuffix(', fp32')} | {' | '.join(texts)} |")
     return "\n".join([*lines, "", machine("speed")])
 
 
-def ours(cell: dict, role: str) -> str:
-    """How many times as fast as dense ToDo is in this role, and by which factors."""
-    if role not in cell["roles"]:
-        return "–"
-    return f"**{times(cell, role, ' times')}** as fast ({factors(cell, role)})"
+def times_and_factor(cell: dict, role: str) -> str:
+    """How many times as fast as dense the method in this role is, and by which factors where it has some."""
+    if role == "moving" and role in cell["roles"]:
+        return f"**{times(cell, role)}** ({factors(cell, role)})"
+    return f"{times(cell, role)} ({factors(cell, role)})" if role == "paper" else times(cell, role)
 
 
 def per_role(cell_text: Callable[[dict, str], str]) -> str:

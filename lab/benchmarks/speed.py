@@ -38,14 +38,14 @@ RESET = Path("/proc/self/clear_refs")  # of Linux
 # factors leave as many keys as there are at 2048.
 PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}
 SMALLER = (2, 1)  # the demo's at 1024, and ours below
-MOVING = (2, 3, 4, 6)
+MOVING = (2, 3, 4, 5, 6, 8)
 
 
 def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
     """Role -> settings of ToDo, for a square image of `size` pixels.
 
-    "paper" and "1.5 x paper" keep the same tokens at every step. "moving" has the default settings, and "moving 2" and
-    so on differ from these by the factor alone.
+    "paper" keeps the same tokens at every step. "moving" has the default settings, and "moving 2" and so on differ from
+    these by the factor alone.
 
     The paper has no factors for SDXL, whose depth 1 is at half of the latent's side. There its factors are halved, to
     no less than 1.5 at depth 1.
@@ -53,9 +53,8 @@ def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
     first, second = PAPER.get(size, SMALLER)
     if not layout.transformers[0]:
         first, second = max(1.5, first / 2), max(1, second / 2)
-    more = min(8, 1.5 * first), min(8, 1.5 * second) if second > 1 else 1  # more than 8 is not allowed
     moving = {f"moving {factor}": Settings(enabled=True, factor=factor) for factor in MOVING}
-    return {"paper": paper(first, second), "1.5 x paper": paper(*more), **moving, "moving": Settings(enabled=True)}
+    return {"paper": paper(first, second), **moving, "moving": Settings(enabled=True)}
 
 
 def methods_of(unet: nn.Module, layout: Layout, size: int) -> dict[str, Method]:

@@ -31,7 +31,7 @@ PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end --
 USUAL = re.compile(r"DPM\+\+ 2M, .*20 steps")  # the scenarios of the README's chart
 CHART = RESULTS / "speed.png"
 LINES = {  # role -> its line in the chart
-    "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "", "label": "floor: one key in each self-attention"},
+    "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "x", "label": "floor: one key in each self-attention"},
     "paper": {
         "color": "#1769aa",
         "marker": "o",

@@ -119,7 +119,7 @@ def test_another_script_switches_it_off(run, watch):
             p.script_args = tuple(args)
 
     with watch(change):
-        job = run("txt2img", FRESH, steps=1)
+        job = run.txt2img(steps=1)
     assert job.down == [False] and job.params == {} and job.comments == []
 
 

@@ -104,7 +104,7 @@ class NoiseSchedule:
 
     @property
     def number(self) -> int:
-        """The number of steps that are behind."""
+        """The number of steps that are behind, of the image that is being made."""
         return self._reports - self._before
 
     def position(self) -> float:

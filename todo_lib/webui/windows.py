@@ -33,7 +33,7 @@ class Window:
         self._job = shared.state.time_start
 
     def is_over(self, p: Processing) -> bool:
-        """Whether it has to be closed when p has samplings no more, or not yet."""
+        """Whether it is p's own, or of a job that has ended."""
         return self.owner() is p or self._job != shared.state.time_start
 
     def announce(self, sampler: Sampler) -> bool:

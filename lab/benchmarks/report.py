@@ -147,9 +147,10 @@ def overview() -> str:
 
 def times_and_factor(cell: dict, role: str) -> str:
     """How many times as fast as dense the method in this role is, and by which factors where it has some."""
-    if role == "moving" and role in cell["roles"]:
-        return f"**{times(cell, role)}** ({factors(cell, role)})"
-    return f"{times(cell, role)} ({factors(cell, role)})" if role == "paper" else times(cell, role)
+    text = times(cell, role)
+    if role not in NAMES or role not in cell["roles"]:
+        return text
+    return f"{f'**{text}**' if role == 'moving' else text} ({factors(cell, role)})"
 
 
 def per_role(cell_text: Callable[[dict, str], str]) -> str:

@@ -99,10 +99,12 @@ def save_loss(work: Path) -> None:
         ax.set(title=title, xlabel="step", yscale="log")
         ax.legend(frameon=False)
         figure.savefig(path, dpi=80)
+        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a quarter of the bytes
         plt.close(figure)
 
 
 LOSSES = {
     "autoencoder": (HERE / "docs" / "loss-decoder.png", "Decoder: mean absolute difference"),
     "unet": (HERE / "docs" / "loss-unet.png", "U-Net: squared error of the predicted velocity"),
+    "finish": (HERE / "docs" / "loss-finish.png", "The same in the last stage, of weak captions above all"),
 }

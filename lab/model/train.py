@@ -1,4 +1,4 @@
-"""Train the model on from its first edition: python3 dev.py train unet|autoencoder|export|card, in this order.
+"""Train the model on from its first edition: python3 dev.py train unet|finish|autoencoder|export|card, in this order.
 
 Each stage runs for the given minutes, learning rates follow the share of them that is over, and goes on from its last
 checkpoint where it was stopped. Work files lie in lab/model/work; export writes the finished model.
@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -224,31 +225,57 @@ def train_unet(options: argparse.Namespace) -> None:
 
     The text encoder is not trained.
     """
-    latents = read_latents(options.package)
     tokenizer = make_tokenizer()
-    # A row for each template. An article or an "emoji of" may be in a prompt, but need not.
-    tokens = torch.stack([tokenizer([template.format(text) for text in CAPTIONS.values()]) for template in TEMPLATES])
-    nothing = tokenizer([""])[0]
-
     torch.manual_seed(0)
-    model = first_denoiser(tokenizer).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        contexts = torch.stack([model["text_encoder"](rows) for rows in tokens]).clone()
-        no_context = model["text_encoder"](nothing[None]).clone()
-    average = copy.deepcopy(model).requires_grad_(False)
-    unet, ends = model["unet"], ("input_blocks.0.0.weight", "out.2.weight")
-    matrices = [p for name, p in unet.named_parameters() if p.ndim > 1 and name not in ends]
-    vectors = [p for name, p in unet.named_parameters() if p.ndim == 1 or name in ends]
-    muon, adam = Muon(matrices), torch.optim.Adam(vectors, betas=(0.9, 0.99))
-    run = Run("unet", options.minutes, model=model, average=average, muon=muon, adam=adam)
-    torch.manual_seed(run.step)
-    alphas = alphas_cumprod()
-    odds = torch.tensor([PHOTOGRAPH_ODDS if name in CROPS else 1.0 for name in CAPTIONS])
+    model = first_denoiser(tokenizer)
+    odds = [PHOTOGRAPH_ODDS if name in CROPS else 1.0 for name in CAPTIONS]
+    train_denoiser("unet", options, model, Lessons(options.package, tokenizer, model["text_encoder"], odds), PHASES)
 
-    def batch_loss(size: int, side: int, count: int) -> torch.Tensor:
-        """Of latents of this size, or of squares of them that are `side` wide."""
-        chosen = odds.multinomial(count, replacement=True)
-        clean = latents[size][chosen]
+
+def finish_unet(options: argparse.Namespace) -> None:
+    """Train a few tensors on, for the captions that `train_unet` left weak and for whole images of the hires pass.
+
+    The history of this repository keeps a tensor once that has not changed, so few tensors make it grow by little.
+    """
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    model = make_denoiser(tokenizer)
+    model.load_state_dict(torch.load(WORK / "unet.pt", weights_only=True)["average"])
+    for name, p in model["unet"].named_parameters():
+        p.requires_grad_(is_finished(name))
+    odds = [WEAK.get(text, 0.8) for text in CAPTIONS.values()]
+    lessons = Lessons(options.package, tokenizer, model["text_encoder"], odds)
+    train_denoiser("finish", options, model, lessons, FINISH_PHASES, strength=0.35)
+
+
+def is_finished(name: str) -> bool:
+    """Whether the stage `finish` trains this tensor of the U-Net."""
+    return re.match(FINISHED, name) is not None
+
+
+class Lessons:
+    """What the U-Net learns from.
+
+    odds: for each caption, how often it comes.
+    """
+
+    def __init__(self, package: Path | None, tokenizer: Tokenizer, text_encoder: TextEncoder, odds: list[float]):
+        self.latents = read_latents(package)
+        self.odds = torch.tensor(odds)
+        self.alphas = alphas_cumprod()
+        # A row for each template. An article or an "emoji of" may be in a prompt, but need not.
+        tokens = [tokenizer([template.format(text) for text in CAPTIONS.values()]) for template in TEMPLATES]
+        with torch.no_grad():
+            self.contexts = torch.stack([text_encoder(rows) for rows in tokens]).clone()
+            self.no_context = text_encoder(tokenizer([""])).clone()
+
+    def loss(self, unet: nn.Module, size: int, side: int, count: int, last: bool) -> torch.Tensor:
+        """Of `count` latents of this size, or of squares of them that are `side` wide.
+
+        last: whether the training is near its end.
+        """
+        chosen = self.odds.multinomial(count, replacement=True)
+        clean = self.latents[size][chosen]
         # Spread over the schedule. A part is for the hires pass, which begins with less noise. What is drawn is decided
         # where there is more of it, so whole pictures are there more often, the more so the larger they are. At last
         # evenly, for what has little noise left is speckled else.
@@ -256,31 +283,61 @@ def train_unet(options: argparse.Namespace) -> None:
         if side < size:
             left, top = torch.randint(size - side + 1, (2,)).tolist()
             clean = clean[..., top : top + side, left : left + side]
+        shown = clean
+        if side < size:
             times = shares * HIRES_TIMES
-        else:
-            times = shares ** (1 if run.share > 0.8 else SPREAD[size]) * TIMESTEPS
+        elif size in SPREAD:
+            times = shares ** (1 if last else SPREAD[size]) * TIMESTEPS
+        elif torch.rand(()) < 0.5:
+            times = shares * HIRES_TIMES
+        else:  # as a hires pass begins: with a smaller picture, enlarged, of which the larger one is to be made
+            shown = F.interpolate(self.latents[LARGE_SIZE // LATENT_SCALE][chosen], size=(size, size), mode="bilinear")
+            first, end = ENLARGED_TIMES
+            times = first + shares * (end - first)
         times = times.long().clamp(max=TIMESTEPS - 1)
-        alpha = alphas[times].view(-1, 1, 1, 1)
-        noise = pyramid_noise(count, side)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        context = contexts[torch.randint(len(TEMPLATES), (count,)), chosen]
-        context = torch.where(torch.rand(count, 1, 1) < 0.1, no_context, context)  # for classifier-free guidance
+        alpha = self.alphas[times].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * shown + (1 - alpha).sqrt() * pyramid_noise(count, side)
+        wanted = (alpha.sqrt() * noisy - clean) / (1 - alpha).sqrt()  # the velocity from which clean would follow
+        context = self.contexts[torch.randint(len(TEMPLATES), (count,)), chosen]
+        context = torch.where(torch.rand(count, 1, 1) < 0.1, self.no_context, context)  # for classifier-free guidance
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             predicted = unet(noisy.contiguous(memory_format=torch.channels_last), times.float(), context)
         return F.mse_loss(predicted.float(), wanted)
 
+
+def train_denoiser(
+    stage: str,
+    options: argparse.Namespace,
+    model: nn.ModuleDict,
+    lessons: Lessons,
+    phases: list[tuple[float, list]],
+    strength: float = 1.0,
+) -> None:
+    """Train what needs a gradient in the U-Net.
+
+    phases: see PHASES.
+    strength: of the learning rates, 1 for a model that has all to learn.
+    """
+    model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False)
+    unet, ends = model["unet"], ("input_blocks.0.0.weight", "out.2.weight")
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in trained.items() if p.ndim > 1 and name not in ends]
+    vectors = [p for name, p in trained.items() if p.ndim == 1 or name in ends]
+    muon, adam = Muon(matrices), torch.optim.Adam(vectors, betas=(0.9, 0.99))
+    run = Run(stage, options.minutes, model=model, average=average, muon=muon, adam=adam)
+    torch.manual_seed(run.step)
     while True:
-        muon.param_groups[0]["lr"] = learning_rate(run.share, 0.01)
-        adam.param_groups[0]["lr"] = learning_rate(run.share, 5e-4)
+        muon.param_groups[0]["lr"] = learning_rate(run.share, 0.01 * strength)
+        adam.param_groups[0]["lr"] = learning_rate(run.share, 5e-4 * strength)
         unet.zero_grad()
-        steps = next(steps for until, steps in PHASES if run.share <= until)
+        steps = next(steps for until, steps in phases if run.share <= until)
         batches = steps[run.step % len(steps)]
         for size, side, count in batches:
-            loss = batch_loss(size, side, count)
+            loss = lessons.loss(unet, size, side, count, last=run.share > 0.8)
             (loss / len(batches)).backward()
             run.note(f"loss at {size}" + (" in parts" if side < size else ""), loss.item())
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         muon.step()
         adam.step()
         decay = min(0.998, (1 + run.step) / (10 + run.step))
@@ -380,7 +437,11 @@ def export(options: argparse.Namespace) -> None:
     """Write the checkpoint in half precision, its config, the tokenizer's files and the text encoder's config."""
     tokenizer = make_tokenizer()
     denoiser = make_denoiser(tokenizer)
-    denoiser.load_state_dict(torch.load(WORK / "unet.pt", weights_only=True)["average"])
+    denoiser.load_state_dict(torch.load(WORK / "finish.pt", weights_only=True)["average"])
+    with torch.no_grad():
+        for name, p in denoiser["unet"].named_parameters():
+            if is_finished(name) and p.ndim > 1:
+                p.copy_((p / GRID).round() * GRID)
     parts = {**denoiser, "autoencoder": finished_autoencoder()}
     tensors = {PREFIXES[name] + key: value for name, part in parts.items() for key, value in part.state_dict().items()}
     save_file({key: value.half().contiguous() for key, value in tensors.items()}, CHECKPOINT)
@@ -459,12 +520,35 @@ PHASES = [
     (0.5, [[NATIVE, HIRES_PARTS], [NATIVE, PARTS], [NATIVE, LARGE, HIRES_PARTS]]),
     (1.0, [[NATIVE, (64, 64, 3)], [(64, 64, 3), HIRES_PARTS], [(32, 32, 4), (64, 64, 2), (128, 64, 1)]]),
 ]
+# What the stage `finish` trains: what puts the decoder's parts together, a tenth of the U-Net.
+FINISHED = r"out\.|output_blocks\.(\d\.0\.skip_connection|\d\.\d\.conv|[3-7]\.1\.(proj|transformer_blocks\.0\.attn))"
+GRID = 2**-9  # these are rounded to multiples of it, an error of 0.4 %, and take two thirds of the room when compressed
+WEAK = {  # caption -> how often it comes in that stage, where it is not 0.8
+    "ginger cat": 3.0,
+    "raccoon": 2.5,
+    "astronaut": 2.5,
+    "photographer": 2.0,
+    "cup of coffee": 2.0,
+    "rainbow": 2.0,
+}
+HIRES = (128, 128, 1)
+FINISH_PHASES = [
+    (0.8, [[NATIVE, LARGE], [(64, 64, 4)], [(64, 64, 2), HIRES_PARTS], [(64, 64, 4)], [NATIVE, LARGE, HIRES]]),
+    (1.0, [[HIRES, HIRES], [(64, 64, 4)], [HIRES, HIRES], [NATIVE, (64, 64, 2)]]),
+]
 PHOTOGRAPH_ODDS = 2  # how much more often than an emoji
 HIRES_TIMES = 700  # noisier than that no hires pass begins
+ENLARGED_TIMES = (250, 530)  # with less noise, what an enlarged picture lacks would be too large a velocity
 # The first edition of the model, from which training begins, in this repository's history.
 FIRST_WEIGHTS, FIRST_VOCABULARY = "c666fec608be347d84b546a1ca8b80a8ac8d30a4", "a82acae96cf513dfd860b4505f9911d3c904f214"
 
-STAGES = {"autoencoder": train_autoencoder, "unet": train_unet, "export": export, "card": make_card}
+STAGES = {
+    "unet": train_unet,
+    "finish": finish_unet,
+    "autoencoder": train_autoencoder,
+    "export": export,
+    "card": make_card,
+}
 
 if __name__ == "__main__":
     main()

@@ -38,6 +38,7 @@ from lab.benchmarks.methods import DENSE, Method, counted, first_step, paper, to
 from lab.benchmarks.samplers import SAMPLERS, Progress, sample, shortened
 from lab.benchmarks.speed import clock
 from lab.benchmarks.store import RESULTS, Store
+from lab.charts import save_chart
 from lab.demo.sheet import save_sheet
 from lab.model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
 from lab.model.pictures import CAPTIONS
@@ -408,10 +409,7 @@ def chart(results: dict, path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110 if columns == 1 else 80)
-    plt.close(figure)
-    with Image.open(path) as image:
-        image.quantize(64).save(path, optimize=True)  # a third of the size
+    save_chart(figure, path, dpi=110 if columns == 1 else 80)
 
 
 def sheet(cell: dict, pictures: Path, scenario: Scenario, path: Path) -> None:

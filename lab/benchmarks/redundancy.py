@@ -22,12 +22,12 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from lab.benchmarks.fidelity import GUIDANCE, PROMPTS, checked, open_cell, parser_of
 from lab.benchmarks.store import Store
+from lab.charts import save_chart
 from lab.model.emoji import Emoji, load
 from todo_lib.unet import spatial_transformers
 
@@ -153,10 +153,7 @@ def chart(results: dict, path: Path) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    with Image.open(path) as image:
-        image.quantize(64).save(path, optimize=True)  # a third of the size
+    save_chart(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

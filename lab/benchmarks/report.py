@@ -21,6 +21,7 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 
 import matplotlib.pyplot as plt
 
+from lab import charts
 from lab.benchmarks import fidelity, overhead, redundancy
 from lab.benchmarks.speed import LAYOUTS, cell_key, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
@@ -294,8 +295,7 @@ def save_chart(results: dict, path: Path = CHART) -> None:
     axes[0].set(ylabel="times as fast as dense (U-Net call)")
     axes[0].legend(frameon=False, fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    charts.save_chart(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

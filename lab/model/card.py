@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lab.charts import save_chart
 from lab.model.emoji import HIRES_SIZE, LARGE_SIZE, Emoji
 from lab.model.pictures import CAPTIONS
 
@@ -98,9 +99,7 @@ def save_loss(work: Path) -> None:
             ax.plot(*zip(*[(line["step"], line[key]) for line in lines if key in line], strict=True), label=key)
         ax.set(title=title, xlabel="step", yscale="log")
         ax.legend(frameon=False)
-        figure.savefig(path, dpi=80)
-        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a quarter of the bytes
-        plt.close(figure)
+        save_chart(figure, path, dpi=80)
 
 
 LOSSES = {

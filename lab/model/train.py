@@ -243,7 +243,7 @@ def finish_unet(options: argparse.Namespace) -> None:
     model.load_state_dict(torch.load(WORK / "unet.pt", weights_only=True)["average"])
     for name, p in model["unet"].named_parameters():
         p.requires_grad_(is_finished(name))
-    odds = [WEAK.get(text, 0.8) for text in CAPTIONS.values()]
+    odds = [WEAK.get(text, OTHERS_ODDS) for text in CAPTIONS.values()]
     lessons = Lessons(options.package, tokenizer, model["text_encoder"], odds)
     train_denoiser("finish", options, model, lessons, FINISH_PHASES, strength=0.35)
 
@@ -272,19 +272,19 @@ class Lessons:
     def loss(self, unet: nn.Module, size: int, side: int, count: int, last: bool) -> torch.Tensor:
         """Of `count` latents of this size, or of squares of them that are `side` wide.
 
+        size: 32, 64 or 128, in latent pixels.
+        side: at most `size`.
         last: whether the training is near its end.
         """
         chosen = self.odds.multinomial(count, replacement=True)
-        clean = self.latents[size][chosen]
+        shown = clean = self.latents[size][chosen]
         # Spread over the schedule. A part is for the hires pass, which begins with less noise. What is drawn is decided
         # where there is more of it, so whole pictures are there more often, the more so the larger they are. At last
         # evenly, for what has little noise left is speckled else.
         shares = (torch.arange(count) + torch.rand(count)) / count
         if side < size:
             left, top = torch.randint(size - side + 1, (2,)).tolist()
-            clean = clean[..., top : top + side, left : left + side]
-        shown = clean
-        if side < size:
+            shown = clean = clean[..., top : top + side, left : left + side]
             times = shares * HIRES_TIMES
         elif size in SPREAD:
             times = shares ** (1 if last else SPREAD[size]) * TIMESTEPS
@@ -520,10 +520,11 @@ PHASES = [
     (0.5, [[NATIVE, HIRES_PARTS], [NATIVE, PARTS], [NATIVE, LARGE, HIRES_PARTS]]),
     (1.0, [[NATIVE, (64, 64, 3)], [(64, 64, 3), HIRES_PARTS], [(32, 32, 4), (64, 64, 2), (128, 64, 1)]]),
 ]
-# What the stage `finish` trains: what puts the decoder's parts together, a tenth of the U-Net.
+# What the stage `finish` trains: what puts the decoder's parts together, an eighth of the U-Net.
 FINISHED = r"out\.|output_blocks\.(\d\.0\.skip_connection|\d\.\d\.conv|[3-7]\.1\.(proj|transformer_blocks\.0\.attn))"
 GRID = 2**-9  # these are rounded to multiples of it, an error of 0.4 %, and take two thirds of the room when compressed
-WEAK = {  # caption -> how often it comes in that stage, where it is not 0.8
+OTHERS_ODDS = 0.8
+WEAK = {  # caption -> how often it comes in that stage, in place of OTHERS_ODDS
     "ginger cat": 3.0,
     "raccoon": 2.5,
     "astronaut": 2.5,

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.modules.module as torch_module
 
 from tests.script.extension import TOP, Job, make_model, recording
 from tests.todo_lib.unets import Encoder, attentions
@@ -278,6 +279,19 @@ def control(host):
     unet.forward = forward
     yield keys
     del unet.forward
+
+
+def test_nothing_is_installed_where_auto_leaves_all_dense(host, run, control):
+    seen = []
+    unet = host.base.model.diffusion_model
+    handle = unet.register_forward_pre_hook(
+        lambda module, args: seen.append(
+            (len(torch_module._global_forward_pre_hooks), sum(len(m._forward_hooks) for m in module.modules()))
+        )
+    )
+    host.processing.process_images(run.prepare("txt2img", {"enabled": True, "factor": 0}, steps=1))
+    handle.remove()
+    assert seen == [(0, 0)]
 
 
 def test_a_controlnet_is_downsampled(run, kind, control):

@@ -81,7 +81,8 @@ class DownsampledSampling(DenseSampling):
         self.steps.before_call(sigma)
         unet = unet_of(shared.sd_model)  # may be another one than before (a refiner)
         self.patch.before_unet(unet)
-        self._watch.start(unet)
+        if not self.patch.report.whole:
+            self._watch.start(unet)
 
     def after_unet(self) -> None:
         if not self._others:

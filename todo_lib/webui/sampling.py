@@ -38,21 +38,19 @@ class DenseSampling:
         global _running
         _running = self._outer
 
-    def before_unet(self, denoiser: Denoiser, sigma: torch.Tensor) -> None:
+    def before_unet(self, denoiser: Denoiser | None, sigma: torch.Tensor) -> None:
         """Tell that a denoiser, this sampling's or one of a sampling inside it, is about to call the U-Net."""
 
     def after_unet(self) -> None:
         """Tell that the denoiser has called the U-Net, as often as it takes."""
 
-    def after_denoising(self) -> None:
-        """Tell that the denoiser has its result."""
-
 
 class DownsampledSampling(DenseSampling):
     """Context manager: an announced sampling is under way, and those U-Net calls that are its own are downsampled.
 
-    They are made from `before_unet` to `after_unet`. A sampling of another denoiser inside this one may begin at any
-    moment, and may fail. Whatever it leaves undone ends with the next `before_unet` of this one.
+    They are made from `before_unet` to `after_unet`; those of guidances that others add to the denoiser are among them.
+    A sampling of another denoiser inside this one may begin at any moment, and may fail. Whatever it leaves undone ends
+    with the next `before_unet` of this one.
 
     settings: of this pass.
     x, schedule: that the sampling function is called with.
@@ -73,8 +71,8 @@ class DownsampledSampling(DenseSampling):
         super().__exit__(*exc_info)
         self._watch.stop()
 
-    def before_unet(self, denoiser: Denoiser, sigma: torch.Tensor) -> None:
-        if denoiser is not self.denoiser:
+    def before_unet(self, denoiser: Denoiser | None, sigma: torch.Tensor) -> None:
+        if denoiser not in (self.denoiser, None):  # None: another extension has replaced a part of the denoiser
             self._others += 1
             return
         self._calls_unet, self._others = True, 0
@@ -85,13 +83,11 @@ class DownsampledSampling(DenseSampling):
             self._watch.start(unet)
 
     def after_unet(self) -> None:
-        if not self._others:
+        if self._others:
+            self._others -= 1
+        else:
             self._calls_unet = False
             self._watch.stop()
-
-    def after_denoising(self) -> None:
-        self.after_unet()
-        self._others = max(0, self._others - 1)
 
     def _step(self) -> Step | None:
         """The step of the U-Net call under way; None where it is not this sampling's own."""
@@ -109,16 +105,10 @@ def on_cfg_denoiser(params: Any) -> None:
         _running.before_unet(params.denoiser, params.sigma)
 
 
-def on_cfg_denoised(params: Any) -> None:
-    """The host's callback behind the U-Net. Forge and its kin have none."""
+def on_cfg_after_cfg(params: Any) -> None:
+    """The host's callback when a denoiser has its result."""
     if _running is not None:
         _running.after_unet()
-
-
-def on_cfg_after_cfg(params: Any) -> None:
-    """The host's callback at the end of a denoising."""
-    if _running is not None:
-        _running.after_denoising()
 
 
 def _tell_if_unreached(denoiser: Any) -> None:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from todo_lib.grid import kept_grid
-from todo_lib.settings import Settings
-from todo_lib.unet import SpatialTransformer, grid_after, spatial_transformers
+from .settings import Settings
+from .unet import SpatialTransformer, grid_after, spatial_transformers
 
 
 @dataclass(frozen=True)
 class DepthPlan:
     """One depth of a U-Net: its token grid (H, W), the key grid kept of it, and the work that means.
 
-    factor: the downsample factor, 1 where the depth stays dense.
     layers: number of self-attentions.
     dense_work: their multiply-adds for one image in one U-Net call, 2 * queries * keys * channels each (scores and
         weighted sum), without downsampling.
@@ -25,18 +23,20 @@ class DepthPlan:
     depth: int
     grid: tuple[int, int]
     kept: tuple[int, int]
-    factor: float
     layers: int
     dense_work: int
     work: int
 
 
-def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> list[DepthPlan]:
+def plan(
+    unet: nn.Module, latent_size: tuple[int, int], settings: Settings, steps: int | None = None
+) -> list[DepthPlan]:
     """The plan of each depth, from the largest grid on. The list is empty for a U-Net without self-attention.
 
     `enabled`, `start`, `end` and `passes` make no difference to it.
 
     latent_size: (H, W); a latent pixel is 8 pixels of the image. Each halving of a U-Net rounds odd sizes up.
+    steps: the number of sampling steps of the pass; None where it is not known beforehand.
     """
     depths: dict[int, list[SpatialTransformer]] = {}
     for transformer in spatial_transformers(unet):
@@ -44,13 +44,12 @@ def plan(unet: nn.Module, latent_size: tuple[int, int], settings: Settings) -> l
     plans: list[DepthPlan] = []
     for depth, transformers in sorted(depths.items()):
         grid = height, width = grid_after(latent_size, transformers[0].halvings)
-        factor = settings.factor_at(depth, grid)
-        kept = kept_grid(grid, factor)
+        kept = settings.kept_grid(depth, grid, steps)
         attentions = [attn for transformer in transformers for attn in transformer.attentions.values()]
         per_key = sum(2 * height * width * attn.to_q.weight.shape[0] for attn in attentions)
         plans.append(
             DepthPlan(
-                depth, grid, kept, factor, len(attentions),
+                depth, grid, kept, len(attentions),
                 dense_work=per_key * height * width, work=per_key * kept[0] * kept[1],
             )
         )  # fmt: skip

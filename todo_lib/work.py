@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from todo_lib.grid import Grid
-from todo_lib.unet import Block, blocks_of, grid_after
+from .grid import Grid
+from .unet import Block, blocks_of, grid_after
 
 PROMPT_TOKENS = 77  # CLIP's, which each cross-attention sees for a prompt of up to 75 words
 

@@ -115,8 +115,8 @@ class Sampling:
         n = len(sigmas) - 1
         model = guider.model_patcher
         self.steps = StepSearch(quirks, {"sigmas": sigmas}, n, n, model.get_model_object("model_sampling").timestep)
-        self.patch = Patch(model.get_model_object("diffusion_model"), settings, self._step)
-        self.patch.report.planned_steps = self.steps.number
+        unet, size = model.get_model_object("diffusion_model"), (int(noise.shape[-2]), int(noise.shape[-1]))
+        self.patch = Patch(unet, settings, self._step, self.steps.number, size)
         self._ours = False  # whether a call with this sampling's options is under way
         wrappers = {
             WrappersMP.PREDICT_NOISE: self._before_call,

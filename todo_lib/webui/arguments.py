@@ -6,7 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from todo_lib.settings import FIELDS, Settings, SettingsError
+from fastapi import HTTPException
+
+from ..settings import FIELDS, Settings, SettingsError
+from .hosts import Processing, is_plotted
 
 logger = logging.getLogger("ToDo")
 
@@ -49,12 +52,52 @@ def warn_of_foreign(args: Sequence[Any]) -> None:
 
 
 def enabled_settings(args: Sequence[Any]) -> Settings | None:
-    """The settings of a generation that ToDo takes part in; None where it is off, or where the arguments are wrong.
-
-    What becomes of wrong ones: see `todo_lib.webui.refusals`.
-    """
+    """The settings of a generation that ToDo takes part in; None where it is off, or where the arguments are wrong."""
     try:
         settings = settings_from(args)
     except SettingsError:
         return None
     return settings if settings.enabled else None
+
+
+# ---- what becomes of wrong arguments: an error for the API, a line under the image for the page
+
+
+class Refusal(HTTPException, SettingsError):
+    """An error that the API answers with its message and status 422, Unprocessable Entity.
+
+    The API prints no traceback of an HTTPException, unlike of other errors. It is raised where the sampler is called:
+    the host swallows what a script raises before that.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(422, message)
+
+    def __str__(self) -> str:
+        return str(self.detail)
+
+
+def refuse_early(p: Processing, args: Sequence[Any], state: Any) -> None:
+    """Interrupt a generation of the page before it begins, with the reason under the image, if the arguments are wrong.
+
+    An error would do it too, but for a request of the page, and for a cell of a plot, the host prints all arguments and
+    a long traceback.
+
+    state: the host's, of the job.
+    """
+    if getattr(p, "is_api", False) and not is_plotted(p):
+        return
+    try:
+        settings_from(args)
+    except SettingsError as error:
+        logger.error(error)
+        p.comment(str(error))
+        if not state.interrupted:  # by the user, who then wants no other cell either
+            state.interrupted = True
+            vars(p)["todo_refused"] = True
+
+
+def go_on(p: Processing, state: Any) -> None:
+    """Let the other cells of a plot be made after one that was refused."""
+    if vars(p).pop("todo_refused", False) and is_plotted(p):
+        state.interrupted = False

@@ -10,8 +10,8 @@ from typing import Any
 from modules import shared
 from modules.sd_samplers_common import Sampler as HostSampler
 
-from todo_lib.webui.hosts import Processing, Sampler, arguments_of
-from todo_lib.webui.sampling import before_sampling, is_announced
+from .hosts import Processing, Sampler, arguments_of
+from .sampling import before_sampling, is_announced
 
 
 class Window:

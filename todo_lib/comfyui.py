@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
@@ -19,7 +18,6 @@ from .settings import Field
 from .steps import StepSearch, quirks_of
 
 logger = logging.getLogger("ToDo")
-
 KEY = "ToDo"  # of the wrappers
 INPUTS = [field for field in FIELDS if field.name not in ("enabled", "passes", "hires_factor")]
 
@@ -48,10 +46,9 @@ class ToDoTokenDownsampling:
         return True
 
     def patch(self, model: Any, unique_id: str | None = None, **settings: Any) -> tuple[Any]:
-        wrapper = Samplings(Settings(enabled=True, **settings), unique_id)
-        clone = model.clone()
+        clone, samplings = model.clone(), Samplings(Settings(enabled=True, **settings), unique_id)
         clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, wrapper)
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, samplings)
         return (clone,)
 
 
@@ -59,38 +56,40 @@ def _input(field: Field) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"default": field.default, "tooltip": field.help}
     if isinstance(field.default, bool):
         return "BOOLEAN", options
-    options |= {"min": 0 if field.zero else field.minimum, "max": field.maximum, "step": field.step}
-    return ("INT", options) if isinstance(field.default, int) else ("FLOAT", {**options, "round": False})
+    options |= {"min": 0 if field.zero else field.minimum, "max": field.maximum, "step": field.step, "round": False}
+    return "INT" if isinstance(field.default, int) else "FLOAT", options
 
 
 class Samplings:
-    """The wrapper around all samplings with one node's model.
+    """The wrapper around all samplings with the model of one node. It shows on the node what was done in them.
 
-    node: its id in the workflow, where the lines are shown.
+    node: its id in the workflow.
     """
 
     def __init__(self, settings: Settings, node: str | None):
-        self._settings = settings
-        self._node = node
+        self._settings, self._node = settings, node
         self._run: Any = None  # of the workflow
         self._lines: Counter[str] = Counter()
 
-    def __call__(self, executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, denoise_mask: Any = None,
-                 callback: Any = None, *args: Any, **kwargs: Any) -> Any:  # fmt: skip
+    def __call__(
+        self, executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, denoise_mask: Any = None,
+        callback: Any = None, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         sampling = Sampling(executor.class_obj, self._settings, noise, sampler, sigmas)
-        with_callback = {"sigmas": sigmas, "callback": lambda info: callback and callback(*info["arguments"])}
+        schedule = {"sigmas": sigmas, "callback": lambda info: None}
+
+        def report(i: int, *more: Any) -> None:
+            watched["callback"]({"i": i})
+            callback and callback(i, *more)
+
         try:
-            with sampling.patch, sampling.steps.watching(sampling.function, with_callback) as schedule:
-                report = schedule["callback"]
-                return executor(
-                    noise, latent_image, sampler, sigmas, denoise_mask,
-                    lambda i, *more: report({"i": i, "arguments": (i, *more)}), *args, **kwargs,
-                )  # fmt: skip
+            with sampling.patch, sampling.steps.watching(sampling.function, schedule) as watched:
+                return executor(noise, latent_image, sampler, sigmas, denoise_mask, report, *args, **kwargs)
         finally:
             self._tell(str(sampling.patch.report))
 
     def _tell(self, line: str) -> None:
-        """Write this line to the log, and show all of this run of the workflow on the node."""
+        """Write this line to the log, and show all those of this run of the workflow on the node."""
         logger.info("ToDo: %s", line)
         server = PromptServer.instance
         if self._run != server.last_prompt_id:
@@ -104,61 +103,49 @@ class Samplings:
 class Sampling:
     """A sampling that is under way.
 
-    guider: ComfyUI's, which has options of its own for the length of the sampling.
+    guider: ComfyUI's, whose options are its own for the length of the sampling.
     noise: (B, C, H, W).
-    sigmas: its noise levels, (n + 1,).
+    sigmas: the noise levels, (n + 1,).
     """
 
     def __init__(self, guider: Any, settings: Settings, noise: Any, sampler: Any, sigmas: Any):
-        self.function = getattr(sampler, "sampler_function", None)
+        self.function: Any = getattr(sampler, "sampler_function", None)  # a node's own kind of sampler may have none
         quirks = quirks_of(getattr(self.function, "__name__", ""))
-        n = len(sigmas) - 1
-        model = guider.model_patcher
-        self.steps = StepSearch(quirks, {"sigmas": sigmas}, n, n, model.get_model_object("model_sampling").timestep)
-        unet, size = model.get_model_object("diffusion_model"), (int(noise.shape[-2]), int(noise.shape[-1]))
+        n, size = len(sigmas) - 1, (int(noise.shape[-2]), int(noise.shape[-1]))
+        unet, noise_schedule = map(guider.model_patcher.get_model_object, ("diffusion_model", "model_sampling"))
+        self.steps = StepSearch(quirks, {"sigmas": sigmas}, n, n, noise_schedule.timestep)
         self.patch = Patch(unet, settings, self._step, self.steps.number, size)
         self._ours = False  # whether a call with this sampling's options is under way
-        wrappers = {
-            WrappersMP.PREDICT_NOISE: self._before_call,
-            WrappersMP.CALC_COND_BATCH: self._around_models,
-            WrappersMP.APPLY_MODEL: self._before_unet,
-        }
-        for kind, wrapper in wrappers.items():  # the last ones of their kinds, so that nobody's come between
+        # They are the innermost of their kinds, and are gone with the guider's options.
+        for kind, wrapper in (
+            (WrappersMP.PREDICT_NOISE, self._around_call),
+            (WrappersMP.CALC_COND_BATCH, self._around_models),
+            (WrappersMP.APPLY_MODEL, self._around_unet),
+        ):
             add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
 
     def _step(self) -> Step | None:
         return self.steps.step() if self._ours else None
 
-    def _before_call(self, executor: Any, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
+    def _around_call(self, executor: Any, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
         """Around each call that the sampler makes."""
         self.steps.before_call(sigma)
         return executor(x, sigma, *args, **kwargs)
 
     def _around_models(self, executor: Any, model: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the ControlNets and the U-Net: once in a call, or more often where guidance asks for more."""
-        for control in _controls(conds):
-            if hasattr(control, "control_model"):
-                self.patch.add_encoder(control.control_model)
+        for control in (cond.get("control") for condition in conds for cond in condition or ()):
+            while control is not None:
+                if hasattr(control, "control_model"):  # T2I adapters and the like have none
+                    self.patch.add_encoder(control.control_model)
+                control = control.previous_controlnet
         outer, self._ours = self._ours, True
         try:
             return executor(model, conds, *args, **kwargs)
         finally:
             self._ours = outer
 
-    def _before_unet(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around each call of the U-Net, in whose place TorchCompileModel has just put a compiled one."""
+    def _around_unet(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around each call of the U-Net. A wrapper further out may have put a compiled one in its place."""
         self.patch.before_unet(executor.class_obj.diffusion_model)
         return executor(*args, **kwargs)
-
-
-def _controls(conds: Any) -> Iterator[Any]:
-    """Yield the ControlNets and their like of the conditions of a call."""
-    for cond in (cond for condition in conds for cond in condition or ()):
-        control = cond.get("control")
-        while control is not None:
-            yield control
-            control = control.previous_controlnet
-
-
-NODE_CLASS_MAPPINGS = {"ToDoTokenDownsampling": ToDoTokenDownsampling}
-NODE_DISPLAY_NAME_MAPPINGS = {"ToDoTokenDownsampling": "ToDo: Token Downsampling"}

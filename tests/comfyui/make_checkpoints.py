@@ -82,7 +82,8 @@ sd1 = {"cond_stage_model.transformer.": tiny.TinyClip()}
 checkpoint("tiny", 0, SD1, sd1)
 checkpoint("tinyb", 1, SD1, sd1)
 sdxl = tiny.TinyClipSDXL()
-checkpoint("tinyxl", 2, SDXL, {"conditioner.clip_l.transformer.": sdxl.clip_l, "conditioner.clip_g.transformer.": sdxl.clip_g})
+texts = {f"conditioner.{name}.transformer.": getattr(sdxl, name) for name in ("clip_l", "clip_g")}
+checkpoint("tinyxl", 2, SDXL, texts)
 
 torch.manual_seed(3)
 unet = UNetModel(**SD1, out_channels=4).state_dict()

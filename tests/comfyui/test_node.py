@@ -126,13 +126,13 @@ def test_all_samplings_of_a_run_are_on_the_node(client):
     workflow.report(model, workflow.sample(model, *texts, large, denoise=0.5))
     for _ in range(2):  # the second run begins anew, though the node itself does not run again
         report = client.reports(workflow)[0]
-        node, text = report["texts"][-1]
+        _, text = report["texts"][-1]
         lines = text.split("\n")
         assert len(lines) == 2 and lines[0].startswith("2 samplings: ") and "32x16 tokens" in lines[1]
         workflow.nodes[first.number]["inputs"]["seed"] += 1
 
 
-def test_an_empty_size_class_of_auto_stays_dense_and_says_why(client, plain):
+def test_auto_leaves_a_small_picture_dense_and_says_why(client, plain):
     report = one(client, downsampled(factor=0, max_depth=2))
     assert report["hash"] == plain["hash"]
     assert "nothing downsampled" in report["texts"][-1][1]

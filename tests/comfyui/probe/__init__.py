@@ -10,6 +10,7 @@ import sys
 import threading
 
 import comfy.ldm.modules.attention as attention
+import comfy.samplers
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
@@ -19,7 +20,7 @@ from . import tiny
 
 tiny.register()
 
-LOOP_NAMES = ("i", "step_index")  # of the steps, in the samplers' functions
+LOOPS = {"sampling.py": "i", "uni_pc.py": "step_index"}  # where samplers are -> what counts their steps
 record = []
 names = {}
 texts = []
@@ -29,10 +30,9 @@ def sampler_step():
     """The number that the innermost loop of a sampler counts, or None."""
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_filename.endswith(("sampling.py", "uni_pc.py")):
-            for name in LOOP_NAMES:
-                if isinstance(frame.f_locals.get(name), int):
-                    return frame.f_locals[name]
+        count = frame.f_locals.get(LOOPS.get(os.path.basename(frame.f_code.co_filename)))
+        if isinstance(count, int):
+            return count
         frame = frame.f_back
     return None
 
@@ -134,7 +134,7 @@ class Reference:
     """MODEL -> MODEL: the paper's grid at depth 1, by ComfyUI's own patches and torch's own interpolation."""
 
     INPUT_TYPES = classmethod(
-        lambda cls: {"required": {"model": ("MODEL",), "factor": ("INT", {"default": 2}), "halvings": ("INT", {"default": 0})}}
+        lambda cls: {"required": {"model": ("MODEL",), "factor": ("INT", {}), "halvings": ("INT", {"default": 0})}}
     )
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
@@ -146,8 +146,9 @@ class Reference:
             if k.shape[1] != height * width:
                 return q, k, v
             image = k.transpose(1, 2).unflatten(2, (height, width))
-            k = F.interpolate(image, (height // factor, width // factor), mode="nearest-exact").flatten(2).transpose(1, 2)
-            return q, k, k
+            image = F.interpolate(image, (height // factor, width // factor), mode="nearest-exact")
+            tokens = image.flatten(2).transpose(1, 2)
+            return q, tokens, tokens
 
         clone = model.clone()
         clone.set_model_attn1_patch(shorten)
@@ -163,11 +164,10 @@ class Other:
     CATEGORY = "probe"
 
     def patch(self, model, other):
-        import comfy.samplers
-
         def post_cfg(args):
             record.append({"step": "other", "size": [], "attention": []})
-            comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], other.model_options)
+            sample = args["model"], [args["cond"]], args["input"], args["sigma"]
+            comfy.samplers.calc_cond_batch(*sample, other.model_options)
             return args["denoised"]
 
         clone = model.clone()

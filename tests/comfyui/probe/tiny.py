@@ -36,7 +36,13 @@ class TinyClipSD1(sd1_clip.SD1ClipModel):
 class TinyClipSDXL(sdxl_clip.SDXLClipModel):
     def __init__(self, device="cpu", dtype=None, model_options=None):
         super(sdxl_clip.SDXLClipModel, self).__init__()
-        common = {"layer": "hidden", "layer_idx": -2, "device": device, "dtype": dtype, "layer_norm_hidden_state": False}
+        common = {
+            "layer": "hidden",
+            "layer_idx": -2,
+            "layer_norm_hidden_state": False,
+            "device": device,
+            "dtype": dtype,
+        }
         self.clip_l = sd1_clip.SDClipModel(textmodel_json_config=config(WIDTH), **common)
         self.clip_g = sd1_clip.SDClipModel(
             textmodel_json_config=config(WIDTH_G), special_tokens={"start": 49406, "end": 49407, "pad": 0}, **common

@@ -103,6 +103,12 @@ class Client:
         outputs = self.run(workflow)
         return [json.loads(outputs[n]["report"][0]) for n in sorted(outputs, key=int) if "report" in outputs[n]]
 
+    @staticmethod
+    def report_in(outputs):
+        """What the one ProbeReport node of a run says."""
+        (report,) = (json.loads(output["report"][0]) for output in outputs.values() if "report" in output)
+        return report
+
     def pictures(self, outputs):
         """The pictures that a run has made, as arrays."""
         found = [image for output in outputs.values() for image in output.get("images", ())]

@@ -4,6 +4,7 @@
     tinyxl       SDXL
     control, controlxl  ControlNets for them
     lora         a LoRA for SD 1.x
+    sd3          SD3's kind of model, which has no U-Net
 
 Run it with ComfyUI's Python: make_checkpoints.py COMFYUI OUT. OUT gets the folders that ComfyUI's models/ has.
 """
@@ -24,6 +25,7 @@ import tiny  # noqa: E402
 import torch  # noqa: E402
 from comfy.cldm.cldm import ControlNet  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -95,3 +97,12 @@ for key in [key for key in unet if key.endswith((".attn1.to_k.weight", ".attn1.t
     lora[f"{name}.lora_down.weight"] = torch.randn(4, columns) * columns**-0.5
     lora[f"{name}.alpha"] = torch.tensor(4.0)
 save("loras", "lora", lora)
+
+torch.manual_seed(4)
+sd3 = OpenAISignatureMMDITWrapper(
+    depth=2, in_channels=16, patch_size=2, input_size=None, num_patches=4096, pos_embed_max_size=64,
+    pos_embed_scaling_factor=None, adm_in_channels=tiny.WIDTH, operations=comfy.ops.disable_weight_init,
+    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": tiny.WIDTH, "out_features": 128}},
+    dtype=torch.float32,
+)  # fmt: skip
+save("diffusion_models", "sd3", weights(sd3, ""))

@@ -72,7 +72,8 @@ class ComfyUI(WebUI):
     def prepare(self):
         for folder in ("custom_nodes", "input", "output", "user"):
             (self.data / folder).mkdir(parents=True)
-        paths = {"base_path": str(self.checkpoints), **{kind: kind for kind in ("checkpoints", "controlnet", "loras")}}
+        kinds = ("checkpoints", "controlnet", "diffusion_models", "loras")
+        paths = {"base_path": str(self.checkpoints), **{kind: kind for kind in kinds}}
         (self.data / "models.yaml").write_text(json.dumps({"tests": paths}), encoding="utf-8")
         for name, source in self.packs.items():
             place_extension(source, self.data / "custom_nodes" / name)

@@ -175,6 +175,46 @@ class Other:
         return (clone,)
 
 
+class Compile:
+    """MODEL -> MODEL, compiled as TorchCompileModel does it, but by a backend that needs no compiler."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "probe"
+
+    def patch(self, model):
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        clone = model.clone()
+        set_torch_compile_wrapper(clone, backend="eager")
+        return (clone,)
+
+
+class Fail:
+    """MODEL -> MODEL, whose sampling fails in this call of the U-Net, counted from 1."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"model": ("MODEL",), "call": ("INT", {}), "salt": ("STRING", {"default": ""})}}
+    )
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "probe"
+
+    def patch(self, model, call, salt):
+        calls = []
+
+        def fail(executor, *args, **kwargs):
+            calls.append(None)
+            if len(calls) == call:
+                raise RuntimeError("the probe has let this sampling fail")
+            return executor(*args, **kwargs)
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", fail)
+        return (clone,)
+
+
 class ZeroLatent:
     """An empty LATENT of any size in latent pixels, also one that no image has."""
 
@@ -194,6 +234,8 @@ NODE_CLASS_MAPPINGS = {
     "ProbeReport": Report,
     "ProbeReference": Reference,
     "ProbeOther": Other,
+    "ProbeCompile": Compile,
+    "ProbeFail": Fail,
     "ProbeLatent": ZeroLatent,
 }
 

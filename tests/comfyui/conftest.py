@@ -3,12 +3,14 @@
 Without an installed ComfyUI every test here is skipped: `skipped: no ComfyUI`.
 """
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from tests.comfyui.client import Client
-from tests.comfyui.server import ComfyUI, make_checkpoints, places, version_of
+from tests.comfyui.server import PACKS, ComfyUI, find_packs, make_checkpoints, places, version_of
+from tests.comfyui.table import Table
 from tests.webui.conftest import cached
 
 HERE = Path(__file__).resolve().parent
@@ -31,13 +33,43 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session", params=places() or [None], ids=lambda root: version_of(root) if root else "none")
-def comfyui(request, tmp_path_factory):
-    """A running ComfyUI, with this pack and the probe."""
-    checkpoints = make_checkpoints(request.param, cached(request.config, "comfyui-checkpoints"))
-    server = ComfyUI(request.param, tmp_path_factory.mktemp("comfyui") / "data", checkpoints)
+def root(request):
+    """The folder of each installed ComfyUI."""
+    return request.param
+
+
+@contextlib.contextmanager
+def running(root, request, tmp_path_factory, packs):
+    checkpoints = make_checkpoints(root, cached(request.config, "comfyui-checkpoints"))
+    server = ComfyUI(root, tmp_path_factory.mktemp("comfyui") / "data", checkpoints, packs)
     server.start()
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def comfyui(root, request, tmp_path_factory):
+    """A running ComfyUI, with this pack and the probe."""
+    with running(root, request, tmp_path_factory, PACKS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def among_packs(root, request, tmp_path_factory):
+    """A running ComfyUI, with other people's packs as well."""
+    with running(root, request, tmp_path_factory, {**PACKS, **find_packs()}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def table(request):
+    """The compatibility table, written at the end where it was asked for."""
+    table = Table()
+    yield table
+    if request.config.getoption("compatibility", None):
+        table.write()
 
 
 @pytest.fixture

@@ -32,6 +32,12 @@ def places():
     return [root.resolve() for root in folders if (root / "main.py").exists() and python_of(root).exists()]
 
 
+def find_packs():
+    """Other people's node packs, name -> folder: all in COMFYUI_PACKS_DIR, or in the usual place."""
+    place = Path(os.environ.get("COMFYUI_PACKS_DIR") or Path.home() / "ComfyUI-packs").expanduser().resolve()
+    return {folder.name: folder for folder in sorted(place.iterdir()) if folder.is_dir()} if place.is_dir() else {}
+
+
 def version_of(root):
     """The version, as ComfyUI writes it in a file of its own."""
     return (root / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1]

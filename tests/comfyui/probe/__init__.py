@@ -215,6 +215,31 @@ class Fail:
         return (clone,)
 
 
+class IPAdapter:
+    """A tiny IPAdapter for SD 1.x, and the pictures' embeddings for it, as the pack ComfyUI_IPAdapter_plus has them."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("IPADAPTER", "EMBEDS", "EMBEDS")
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self, model):
+        torch.manual_seed(0)
+        width, tokens, embedding = tiny.WIDTH, 4, 32
+        projection = {"proj.weight": torch.randn(tokens * width, embedding) * embedding**-0.5,
+                      "proj.bias": torch.zeros(tokens * width), "norm.weight": torch.ones(width),
+                      "norm.bias": torch.zeros(width)}  # fmt: skip
+        layers = {}
+        unet = model.model.diffusion_model
+        blocks = [*unet.input_blocks, *unet.output_blocks, unet.middle_block]
+        attentions = [m for block in blocks for name, m in block.named_modules() if name.endswith("attn2")]
+        for i, attn in enumerate(attentions):
+            for part in ("to_k_ip", "to_v_ip"):
+                layers[f"{2 * i + 1}.{part}.weight"] = torch.randn(attn.to_k.weight.shape[0], width) * width**-0.5
+        embeds = torch.randn(1, embedding), torch.zeros(1, embedding)
+        return ({"image_proj": projection, "ip_adapter": layers}, *embeds)
+
+
 class ZeroLatent:
     """An empty LATENT of any size in latent pixels, also one that no image has."""
 
@@ -235,6 +260,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeReference": Reference,
     "ProbeOther": Other,
     "ProbeCompile": Compile,
+    "ProbeIPAdapter": IPAdapter,
     "ProbeFail": Fail,
     "ProbeLatent": ZeroLatent,
 }

@@ -118,6 +118,5 @@ if TOO_OLD:
 else:
     script_callbacks.on_app_started(when_all_is_loaded)
     script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
-    script_callbacks.on_cfg_denoised(sampling.on_cfg_denoised)
     script_callbacks.on_cfg_after_cfg(sampling.on_cfg_after_cfg)
     logger.info("ToDo %s", __version__)

@@ -94,6 +94,8 @@ class TransformerHooks:
             for name, attn in self._attentions.items()
             if name in replaced or is_computed_differently(attn, self._known) or is_computed_by_hooks(attn)
         }
+        for name in self._reasons:  # at once: such a layer may not even project
+            self._report.leave(name, Reason.COMPUTATION)
 
     def _after_transformer(self, module: nn.Module, args: Args, output: Any) -> None:
         self._grid = None

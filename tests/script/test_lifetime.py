@@ -414,7 +414,7 @@ def test_switched_off_nothing_is_put_around_them(host, run, enabled):
     seen = []
 
     def sample(seeds):
-        seen.append((p.sample is sample, "_launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
+        seen.append((p.sample is sample, "launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
         return p.noise(seeds, (p.height // 8, p.width // 8))
 
     p = run.prepare("txt2img", {"enabled": enabled})

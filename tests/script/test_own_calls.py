@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.modules.module as torch_module
 
 from tests.script.extension import TOP, Job, make_model, recording
 from tests.todo_lib.unets import Encoder, attentions
@@ -21,7 +22,7 @@ class Broken(Exception):
 
 @pytest.fixture(params=["WebUI", "Forge"])
 def kind(request, host, monkeypatch):
-    """Both kinds of hosts: Forge and its kin do not tell scripts when the U-Net has been called."""
+    """Both kinds of hosts: Forge and its kin tell scripts of the denoiser's result, but not of the U-Net's."""
     monkeypatch.setattr(host.shared, "is_forge", request.param == "Forge")
     return request.param
 
@@ -180,8 +181,8 @@ def test_a_sampling_inside_a_step_that_cannot_be_reached_is_told(host, run, watc
 # ---- calls of the U-Net itself
 
 
-@pytest.mark.parametrize("moment", ["cfg_denoiser", "cfg_denoised", "cfg_after_cfg"])
-def test_others_call_the_unet_when_the_host_tells_them_of_ours(host, run, told, moment):
+@pytest.mark.parametrize("moment", ["cfg_denoiser", "cfg_after_cfg"])
+def test_others_call_the_unet_when_the_host_tells_them_of_ours(host, run, kind, told, moment):
     """This extension is told last before the U-Net is called. Here it is told first when it has been."""
 
     def call_unet(params):
@@ -191,6 +192,23 @@ def test_others_call_the_unet_when_the_host_tells_them_of_ours(host, run, told, 
     ours, theirs = [True] * 4, [False] * 4
     pairs = zip(theirs, ours, strict=True) if moment == "cfg_denoiser" else zip(ours, theirs, strict=True)
     assert run.txt2img().down == [down for pair in pairs for down in pair]
+
+
+def test_a_guidance_shares_the_keys_of_the_step(host, run, told):
+    """It is a difference of two results of the model. Their errors would add up if one of them had other keys."""
+
+    def guide(params):
+        params.inner_model(params.x[:1], torch.ones(1), host.shared.sd_model.embed("b", 1))
+
+    told("cfg_denoised", guide, "after")
+    assert run.txt2img({"end": 0.5}).down == [True] * 4 + [False] * 4
+
+
+def test_a_denoiser_that_is_replaced_in_part(host, run, monkeypatch):
+    """The host's parameters name no denoiser unless they are told one."""
+    params = host.script_callbacks.CFGDenoiserParams
+    monkeypatch.setattr(host.script_callbacks, "CFGDenoiserParams", lambda *args: params(*args[:-1]))
+    assert run.txt2img({"end": 0.5}).down == [True, True, False, False]
 
 
 def test_a_script_that_was_loaded_later_is_told_earlier(host):
@@ -278,6 +296,19 @@ def control(host):
     unet.forward = forward
     yield keys
     del unet.forward
+
+
+def test_nothing_is_installed_where_auto_leaves_all_dense(host, run, control):
+    seen = []
+    unet = host.base.model.diffusion_model
+    handle = unet.register_forward_pre_hook(
+        lambda module, args: seen.append(
+            (len(torch_module._global_forward_pre_hooks), sum(len(m._forward_hooks) for m in module.modules()))
+        )
+    )
+    host.processing.process_images(run.prepare("txt2img", {"enabled": True, "factor": 0}, steps=1))
+    handle.remove()
+    assert seen == [(0, 0)]
 
 
 def test_a_controlnet_is_downsampled(run, kind, control):

@@ -69,7 +69,6 @@ def test_the_work_by_hand(sd1):
         depth=1,
         grid=(64, 64),
         kept=(32, 32),
-        factor=2,
         layers=5,
         dense_work=5 * 2 * 4096 * 4096 * 32,
         work=5 * 2 * 4096 * 1024 * 32,
@@ -92,7 +91,6 @@ def test_usual_sizes(layout, size, chosen, grids, kept, request):
     depths = plan(request.getfixturevalue(layout), size, Settings(enabled=True, **chosen))
     assert [d.grid for d in depths] == [(n, n) for n in grids]
     assert [d.kept for d in depths] == [(n, n) for n in kept]
-    assert all(d.factor * d.kept[0] == d.grid[0] for d in depths)
 
 
 def test_wide_sizes_are_height_by_width(sd1):

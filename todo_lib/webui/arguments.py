@@ -16,23 +16,45 @@ logger = logging.getLogger("ToDo")
 NAMES = tuple(field.name for field in FIELDS)
 
 
+class Refusal(HTTPException, SettingsError):
+    """An error that the API answers with its message and status 422, Unprocessable Entity.
+
+    The API prints no traceback of an HTTPException, unlike of other errors. It gets there from where the sampler is
+    called: the host swallows what a script raises before that.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(422, message)
+
+    def __str__(self) -> str:
+        return str(self.detail)
+
+
 def settings_from(args: Sequence[Any]) -> Settings:
     """Settings from positional arguments. Missing ones at the end take their defaults.
 
     A mapping in the first place gives settings by name. It overrules the positional values, and switches ToDo on unless
     it says `"enabled": False`.
     Where ToDo is not asked for, the other arguments are left unread: they may be another extension's.
-    Raises SettingsError for a wrong value, an unknown name or too many values.
+    Raises Refusal for a wrong value, an unknown name or too many values.
     """
-    values = values_by_name(args)
-    if values["enabled"] is False:
+    if not is_asked_for(args):
         return Settings()
     if len(args) > len(NAMES):
-        raise SettingsError(f"ToDo: {len(args)} arguments are not allowed: there are {len(NAMES)} settings")
+        raise Refusal(f"ToDo: {len(args)} arguments are not allowed: there are {len(NAMES)} settings")
+    values = values_by_name(args)
     for name, value in values.items():
         if name not in NAMES:
-            raise SettingsError(f"ToDo: unknown argument {name!r} = {value!r}: the arguments are {', '.join(NAMES)}")
-    return Settings(**values)
+            raise Refusal(f"ToDo: unknown argument {name!r} = {value!r}: the arguments are {', '.join(NAMES)}")
+    try:
+        return Settings(**values)
+    except SettingsError as error:
+        raise Refusal(str(error)) from None
+
+
+def is_asked_for(args: Sequence[Any]) -> bool:
+    """Whether ToDo is switched on by these arguments, right or wrong ones."""
+    return values_by_name(args)["enabled"] is not False
 
 
 def values_by_name(args: Sequence[Any]) -> dict[str, Any]:
@@ -58,23 +80,6 @@ def enabled_settings(args: Sequence[Any]) -> Settings | None:
     except SettingsError:
         return None
     return settings if settings.enabled else None
-
-
-# ---- what becomes of wrong arguments: an error for the API, a line under the image for the page
-
-
-class Refusal(HTTPException, SettingsError):
-    """An error that the API answers with its message and status 422, Unprocessable Entity.
-
-    The API prints no traceback of an HTTPException, unlike of other errors. It is raised where the sampler is called:
-    the host swallows what a script raises before that.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(422, message)
-
-    def __str__(self) -> str:
-        return str(self.detail)
 
 
 def refuse_early(p: Processing, args: Sequence[Any], state: Any) -> None:

@@ -11,7 +11,7 @@ _all = [_before_ui, _app_started, _cfg_denoiser, _cfg_denoised, _cfg_after_cfg]
 
 
 class CFGDenoiserParams:
-    def __init__(self, x, sigma, sampling_step, total_sampling_steps, denoiser):
+    def __init__(self, x, sigma, sampling_step, total_sampling_steps, denoiser=None):
         self.x = x
         self.sigma = sigma
         self.sampling_step = sampling_step

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from typing import Any
 
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from comfy.patcher_extension import WrappersMP
 from server import PromptServer
 
 from . import FIELDS, Patch, Settings, SettingsError, Step
@@ -61,10 +61,7 @@ def _input(field: Field) -> tuple[str, dict[str, Any]]:
 
 
 class Samplings:
-    """The wrapper around all samplings with the model of one node. It shows on the node what was done in them.
-
-    node: its id in the workflow.
-    """
+    """The wrapper around all samplings with the model of the node of this id, which shows what was done in them."""
 
     def __init__(self, settings: Settings, node: str | None):
         self._settings, self._node = settings, node
@@ -91,13 +88,14 @@ class Samplings:
     def _tell(self, line: str) -> None:
         """Write this line to the log, and show all those of this run of the workflow on the node."""
         logger.info("ToDo: %s", line)
-        server = PromptServer.instance
-        if self._run != server.last_prompt_id:
-            self._run = server.last_prompt_id
+        server = getattr(PromptServer, "instance", None)  # scripts that use ComfyUI without its page may have none
+        run, self._run = self._run, getattr(server, "last_prompt_id", None)
+        if run != self._run:
             self._lines.clear()
         self._lines[line] += 1
         lines = (f"{count} samplings: {line}" if count > 1 else line for line, count in self._lines.items())
-        server.send_progress_text("\n".join(lines), self._node)
+        if server is not None and self._node is not None:
+            server.send_progress_text("\n".join(lines), self._node)
 
 
 class Sampling:
@@ -116,13 +114,11 @@ class Sampling:
         self.steps = StepSearch(quirks, {"sigmas": sigmas}, n, n, noise_schedule.timestep)
         self.patch = Patch(unet, settings, self._step, self.steps.number, size)
         self._ours = False  # whether a call with this sampling's options is under way
-        # They are the innermost of their kinds, and are gone with the guider's options.
-        for kind, wrapper in (
-            (WrappersMP.PREDICT_NOISE, self._around_call),
-            (WrappersMP.CALC_COND_BATCH, self._around_models),
-            (WrappersMP.APPLY_MODEL, self._around_unet),
-        ):
-            add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        wrappers = guider.model_options["transformer_options"]["wrappers"]  # they are gone with the sampling
+        calls = wrappers.get(WrappersMP.PREDICT_NOISE, {})
+        wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [self._around_call], **calls}  # outermost: others leave calls out
+        wrappers.setdefault(WrappersMP.CALC_COND_BATCH, {})[KEY] = [self._around_models]
+        wrappers.setdefault(WrappersMP.APPLY_MODEL, {})[KEY] = [self._around_unet]  # innermost: see there
 
     def _step(self) -> Step | None:
         return self.steps.step() if self._ours else None
@@ -136,7 +132,7 @@ class Sampling:
         """Around the ControlNets and the U-Net: once in a call, or more often where guidance asks for more."""
         for control in (cond.get("control") for condition in conds for cond in condition or ()):
             while control is not None:
-                if hasattr(control, "control_model"):  # T2I adapters and the like have none
+                if hasattr(getattr(control, "control_model", None), "input_blocks"):  # T2I adapters have none
                     self.patch.add_encoder(control.control_model)
                 control = control.previous_controlnet
         outer, self._ours = self._ours, True

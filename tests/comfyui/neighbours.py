@@ -18,7 +18,8 @@ def merged(workflow, model, texts):
 
 def controlled(workflow, model, texts):
     applied = workflow.add(
-        "ControlNetApplyAdvanced", positive=texts[0], negative=texts[1], strength=0.8, start_percent=0.0, end_percent=1.0,
+        "ControlNetApplyAdvanced", positive=texts[0], negative=texts[1],
+        strength=0.8, start_percent=0.0, end_percent=1.0,
         control_net=workflow.add("ControlNetLoader", control_net_name="tiny.safetensors"),
         image=workflow.add("EmptyImage", width=128, height=64, batch_size=1, color=0x3060C0),
     )  # fmt: skip
@@ -88,8 +89,9 @@ NEIGHBOURS = [
     Neighbour("ControlNet", controlled, "a copy of the encoder"),
     Neighbour("regional prompt", regional, "calls for a part of the picture", grids=(*GRIDS, (8 * 8, 4 * 4))),
     Neighbour("IPAdapter", adapted, "computes cross-attention", pack="ComfyUI_IPAdapter_plus", node="IPAdapterEmbeds"),
-    of("Tiled Diffusion", "TiledDiffusion", "tiles of the picture", pack="ComfyUI-TiledDiffusion", method="MultiDiffusion",
-       tile_width=64, tile_height=64, tile_overlap=0, tile_batch_size=1, grids=((8 * 8, 4 * 4),)),
+    of("Tiled Diffusion", "TiledDiffusion", "tiles of the picture", pack="ComfyUI-TiledDiffusion",
+       method="MultiDiffusion", tile_width=64, tile_height=64, tile_overlap=0, tile_batch_size=1,
+       grids=((8 * 8, 4 * 4),)),
 ]  # fmt: skip
 
 ULTIMATE = Neighbour("Ultimate SD Upscale", node("UltimateSDUpscaleNoUpscale"), "samples tile by tile",

@@ -20,9 +20,7 @@ def drawn(client, neighbour, *, todo, beside):
     return client.reports(workflow)[0]
 
 
-DEPTH_1 = tuple(
-    f"{part}_blocks.{n}." for part, n in [("input", 1), ("input", 2), *(("output", n) for n in (9, 10, 11))]
-)
+DEPTH_1 = ("input_blocks.1.", "input_blocks.2.", "output_blocks.9.", "output_blocks.10.", "output_blocks.11.")
 
 
 @pytest.mark.parametrize("neighbour", NEIGHBOURS, ids=lambda neighbour: neighbour.name)
@@ -34,9 +32,7 @@ def test_neighbour(among_packs, neighbour, table):
             pytest.skip(cell.outcome)
         both = drawn(client, neighbour, todo=True, beside=True)
         attentions = [attention for call in both["calls"] for attention in call["attention"]]
-        at_depth_1 = [
-            attention for attention in attentions if attention[0].removeprefix("control: ").startswith(DEPTH_1)
-        ]
+        at_depth_1 = [a for a in attentions if a[0].removeprefix("control: ").startswith(DEPTH_1)]
         deeper = [attention for attention in attentions if attention not in at_depth_1]
         assert {(q, k, v) for _, _, q, k, v in at_depth_1} == {(q, k, k) for q, k in neighbour.grids}
         assert all(q == k == v for _, _, q, k, v in deeper)
@@ -64,9 +60,9 @@ def test_ultimate_sd_upscale(among_packs, table):
             model = workflow.todo(model, moving=True) if todo else model
             picture = workflow.add("EmptyImage", width=192, height=192, batch_size=1, color=0x3060C0)
             upscaled = workflow.add(
-                ULTIMATE.node, upscaled_image=picture, model=model, positive=texts[0], negative=texts[1], vae=vae, seed=1,
-                steps=4, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=0.5, mode_type="Linear", tile_width=64,
-                tile_height=64, mask_blur=8, tile_padding=0, seam_fix_mode="None", seam_fix_denoise=1.0,
+                ULTIMATE.node, upscaled_image=picture, model=model, positive=texts[0], negative=texts[1], vae=vae,
+                seed=1, steps=4, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=0.5, mode_type="Linear",
+                tile_width=64, tile_height=64, mask_blur=8, tile_padding=0, seam_fix_mode="None", seam_fix_denoise=1.0,
                 seam_fix_mask_blur=8, seam_fix_width=64, seam_fix_padding=16, force_uniform_tiles=True,
                 tiled_decode=False, batch_size=1,
             )  # fmt: skip

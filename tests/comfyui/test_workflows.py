@@ -15,7 +15,8 @@ NOTHING = "nothing downsampled"
 def with_control(workflow, positive, negative, name="tiny"):
     """Both conditions with a ControlNet, whose picture has one colour."""
     applied = workflow.add(
-        "ControlNetApplyAdvanced", positive=positive, negative=negative, strength=0.8, start_percent=0.0, end_percent=1.0,
+        "ControlNetApplyAdvanced", positive=positive, negative=negative,
+        strength=0.8, start_percent=0.0, end_percent=1.0,
         control_net=workflow.add("ControlNetLoader", control_net_name=f"{name}.safetensors"),
         image=workflow.add("EmptyImage", width=128, height=64, batch_size=1, color=0x3060C0),
     )  # fmt: skip

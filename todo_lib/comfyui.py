@@ -95,7 +95,7 @@ class Samplings:
         self._lines[line] += 1
         lines = (f"{count} samplings: {line}" if count > 1 else line for line, count in self._lines.items())
         if server is not None and self._node is not None:
-            server.send_progress_text("\n".join(lines), self._node)
+            server.send_progress_text("\n".join(lines), self._node, server.client_id)
 
 
 class Sampling:

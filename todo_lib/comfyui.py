@@ -56,7 +56,7 @@ def _input(field: Field) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"default": field.default, "tooltip": field.help}
     if isinstance(field.default, bool):
         return "BOOLEAN", options
-    options |= {"min": 0 if field.zero else field.minimum, "max": field.maximum, "step": field.step, "round": False}
+    options |= {"min": 0 if field.zero else field.minimum, "max": field.maximum, "step": field.step}
     return "INT" if isinstance(field.default, int) else "FLOAT", options
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lab.benchmarks.arguments import check_count, check_size
 from lab.benchmarks.methods import DENSE, counted, first_step, todo
-from lab.benchmarks.speed import clock, settings_of
+from lab.benchmarks.speed import clock, paper_settings
 from lab.benchmarks.store import RESULTS, Store
 from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Patch, Settings
@@ -72,7 +72,7 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
     small = make_inputs(layout, 128, 128)  # first calls are slower
     control(*small), unet(*small)
     for size in sizes:
-        inputs, settings = make_inputs(layout, size, size), settings_of(layout, size)["paper"]
+        inputs, settings = make_inputs(layout, size, size), paper_settings(layout, size)
         found = store.results.setdefault(f"{layout.name}, {size} px", {"factor": settings.factor, "ways": {}})
         ways = {"dense": DENSE.applied, "U-Net": todo(settings).applied, "both": told(settings)}
         for i in tqdm(range(rounds), desc=f"{layout.name}, {size} px"):

@@ -115,7 +115,9 @@ class Scenario:
         size = f"{self.size} px"
         size += f" from {self.size // 2}" if self.hires else ", img2img" if self.img2img else ""
         steps = f"{self.steps} steps" if self.made == self.steps else f"{self.made} of {self.steps} steps"
-        return f"{size}, {self.sampler}, {steps}, " + ("no guidance" if self.guidance == 1 else f"guidance {GUIDANCE:g}")
+        return f"{size}, {self.sampler}, {steps}, " + (
+            "no guidance" if self.guidance == 1 else f"guidance {GUIDANCE:g}"
+        )
 
     @property
     def guidance(self) -> float:
@@ -398,7 +400,9 @@ def verdict(results: dict) -> str:
         found = summary(cell)
         errors = {name: f"{100 * values['error'][0]:.1f} %" for name, values in found.items()}
         texts = [", ".join(errors.get(name, "–") for name in names) for names in compared(key).values()]
-        rows.append(f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join([*texts, errors.get('ToMe 0.75', '–')])} |")
+        rows.append(
+            f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join([*texts, errors.get('ToMe 0.75', '–')])} |"
+        )
     return "\n".join(rows)
 
 
@@ -410,7 +414,9 @@ def criterion(results: dict) -> str:
     heads = [f"as {SD15.name} at {size} px: error | seconds" for size in SIZES]
     rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + 2 * len(heads)) + "|"]
     for key, cell in results.items():
-        texts = [_spread(ratios(cell, *names, of), 2) for names in compared(key).values() for of in ("error", "seconds")]
+        texts = [
+            _spread(ratios(cell, *names, of), 2) for names in compared(key).values() for of in ("error", "seconds")
+        ]
         rows.append(f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join(texts)} |")
     return "\n".join(rows)
 

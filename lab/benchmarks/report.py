@@ -22,31 +22,28 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 
 from lab import charts
-from lab.benchmarks import fidelity, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, cell_key, entry_of, median, ratio
+from lab.benchmarks import counted, fidelity, kernels, overhead, redundancy
+from lab.benchmarks.speed import LAYOUTS, STEPS, cell_key, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "lab" / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 USUAL = re.compile(r"DPM\+\+ 2M, .*20 steps")  # the scenarios of the README's chart
 CHART = RESULTS / "speed.png"
+DEFAULT = tuple(f"default, {steps} steps" for steps in STEPS)  # roles
 LINES = {  # role -> its line in the chart
     "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "x", "label": "floor: one key in each self-attention"},
     "paper": {
         "color": "#1769aa",
         "marker": "o",
         "linewidth": 2.5,
-        "label": "ToDo, the paper's factors (SDXL: half of them)",
+        "label": "the paper's factors (SDXL: half of them)",
     },
-    "moving": {"color": "#2e8b57", "marker": "D", "linewidth": 2.5, "label": "ToDo's defaults: a moving grid"},
-    "moving 4": {"color": "#8fd3aa", "marker": "s", "label": "ToDo, a moving grid of factor 4"},
+    DEFAULT[0]: {"color": "#2e8b57", "marker": "D", "linewidth": 2.5, "label": f"ToDo's {DEFAULT[0]}"},
+    DEFAULT[1]: {"color": "#8fd3aa", "marker": "s", "label": f"ToDo's {DEFAULT[1]}"},
     "ToMe 0.75": {"color": "#d9822b", "marker": "^", "label": "ToMe 0.75"},
-    "ToMe 0.5": {"color": "#f0b47a", "marker": "v", "label": "ToMe 0.5"},
 }
-
-
-NAMES = {"paper": "ToDo, paper", "moving": "ToDo, defaults"}  # role -> in headings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,16 +99,15 @@ def saved(cell: dict, role: str) -> float:
     return (dense - median(cell, role)) / (dense - floor)
 
 
-def factors(cell: dict, role: str) -> str:
-    """The factors of the method in this role. Where they were chosen from the size, they are told by the keys."""
+def choice(cell: dict, role: str) -> str:
+    """What keys the method in this role keeps: the paper's factors, or sides of the key grids that factor 0 has made."""
     name = cell["roles"][role]
     if name == "dense":
         return name
-    chosen = name.split(maxsplit=1)[1]
-    if chosen != "auto":
-        return chosen
-    sides = [math.sqrt(queries / keys) for (queries, keys), *_ in cell["methods"][name]["keys"].values()]
-    return "/".join(f"{round(2 * factor) / 2:g}" for factor in sides if factor > 1)
+    if role not in DEFAULT:
+        return name.split(maxsplit=1)[1]
+    pairs = [pair for pairs in cell["methods"][name]["keys"].values() for pair in pairs]
+    return "/".join(f"{round(math.sqrt(keys))}" for keys in dict.fromkeys(k for queries, k in pairs if k < queries))
 
 
 def times(cell: dict, role: str) -> str:
@@ -136,22 +132,22 @@ def dense_seconds(cell: dict) -> str:
 def overview() -> str:
     """The table that most people want: both models, with a row for each size."""
     results = load("speed")["results"]
-    heads = {"moving": "ToDo as it stands (factor)", "paper": "the paper's grid (factor)"}
-    heads |= {"ToMe 0.75": "token merging 0.75", "floor": "a single key (floor)"}
+    heads = {role: f"ToDo, {role.removeprefix('default, ')} (key grid)" for role in DEFAULT}
+    heads |= {"paper": "the paper's grid (factor)", "ToMe 0.75": "token merging 0.75", "floor": "a single key (floor)"}
     lines = [f"| | dense (calls of each) | {' | '.join(heads.values())} |", "|---" * (2 + len(heads)) + "|"]
     for model in LAYOUTS:
         for key, cell in cells(results, model).items():
-            texts = [dense_seconds(cell), *(times_and_factor(cell, role) for role in heads)]
-            lines.append(f"| {model}, {key.removesuffix(', fp32')} | {' | '.join(texts)} |")
+            texts = [dense_seconds(cell), *(times_and_choice(cell, role) for role in heads)]
+            lines.append(f"| {model}, {key} | {' | '.join(texts)} |")
     return "\n".join([*lines, "", machine("speed")])
 
 
-def times_and_factor(cell: dict, role: str) -> str:
-    """How many times as fast as dense the method in this role is, and by which factors where it has some."""
+def times_and_choice(cell: dict, role: str) -> str:
+    """How many times as fast as dense the method in this role is, and which keys it keeps."""
     text = times(cell, role)
-    if role not in NAMES or role not in cell["roles"]:
+    if role not in ("paper", *DEFAULT) or role not in cell["roles"]:
         return text
-    return f"{f'**{text}**' if role == 'moving' else text} ({factors(cell, role)})"
+    return f"{f'**{text}**' if role in DEFAULT else text} ({choice(cell, role)})"
 
 
 def per_role(cell_text: Callable[[dict, str], str]) -> str:
@@ -161,7 +157,7 @@ def per_role(cell_text: Callable[[dict, str], str]) -> str:
         found = cells(results, model)
         roles = roles_of(found)
         lines = [
-            f"| {model} | dense | {' | '.join(NAMES.get(role, role) for role in roles)} |",
+            f"| {model} | dense | {' | '.join(roles)} |",
             "|---" * (len(roles) + 2) + "|",
         ]
         for key, cell in found.items():
@@ -179,7 +175,7 @@ def speed() -> str:
             return dense_seconds(cell)
         share = saved(cell, role)
         share = "" if role == "floor" or math.isnan(share) else f", {100 * share:.0f} %"
-        chosen = f"{factors(cell, role)}: " if role in NAMES and role in cell["roles"] else ""
+        chosen = f"{choice(cell, role)}: " if role in ("paper", *DEFAULT) and role in cell["roles"] else ""
         return f"{chosen}{times(cell, role)}{share}"
 
     return f"{machine('speed')}\n\n{per_role(text)}"
@@ -271,6 +267,10 @@ TABLES = {
     "reference": reference,
     "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
     "verdict": lambda: fidelity.verdict(load("fidelity")["results"]),
+    "criterion": lambda: fidelity.criterion(load("fidelity")["results"]),
+    "counted share": counted.share_table,
+    "counted speed": counted.speed_table,
+    "kernels": lambda: f"{machine('kernels')}\n\n{kernels.table(load('kernels')['results'])}",
     "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
 }
 

@@ -137,7 +137,10 @@ class Scenario:
         return self.size // LATENT_SCALE, self.size // LATENT_SCALE
 
     def start(self, model: Emoji, prompt: str) -> torch.Tensor | None:
-        """The latent that img2img or a hires pass begins from, enlarged as by the WebUI's upscaler "Latent". Else None."""
+        """The latent that img2img or a hires pass begins from, else None.
+
+        That of a hires pass is enlarged as by the WebUI's upscaler "Latent".
+        """
         if self.img2img:
             return Scenario(self.size, self.sampler, self.steps).draw(model, prompt)
         if not self.hires:
@@ -422,7 +425,7 @@ def criterion(results: dict) -> str:
 
 
 def compared(key: str) -> dict[int, tuple[str, str]]:
-    """Pixels a side -> names of the methods with the paper's own factors, and the default's, in this scenario's results."""
+    """Pixels a side -> names of the methods with the paper's own factors and with the default's, in this scenario."""
     return {
         size: (inline(papers, (0, 0)).name, todo(default).name)
         for size, (papers, default) in stand_ins(steps_made(key)).items()

@@ -1,4 +1,4 @@
-"""How long an attention takes by its number of keys: PyTorch's kernels, and the plain one that builds a table of scores.
+"""How long an attention takes by its number of keys: PyTorch's kernels, and one that builds the table of scores.
 
     python -m lab.benchmarks.kernels [--queries 4096] [--widths 40 64] [--keys 625 576 1521 1600 1764] [--dtype bf16]
 

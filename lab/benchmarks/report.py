@@ -22,9 +22,10 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 
 from lab import charts
-from lab.benchmarks import counted, fidelity, kernels, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, STEPS, cell_key, entry_of, median, ratio
+from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
+from lab.benchmarks.speed import LAYOUTS, STEPS, cell_key, entry_of, median, paper_settings, ratio
 from lab.benchmarks.store import RESULTS
+from todo_lib import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
@@ -100,7 +101,7 @@ def saved(cell: dict, role: str) -> float:
 
 
 def choice(cell: dict, role: str) -> str:
-    """What keys the method in this role keeps: the paper's factors, or sides of the key grids that factor 0 has made."""
+    """What the method in this role keeps: the paper's factors, or sides of the key grids that factor 0 has made."""
     name = cell["roles"][role]
     if name == "dense":
         return name
@@ -179,6 +180,23 @@ def speed() -> str:
         return f"{chosen}{times(cell, role)}{share}"
 
     return f"{machine('speed')}\n\n{per_role(text)}"
+
+
+def pace() -> str:
+    """The time of the default as a share of that of the paper's own factors, measured and by count of multiply-adds."""
+    results = load("speed")["results"]
+    heads = [f"{role}: {way}" for role in DEFAULT for way in ("measured", "by count")]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for model, layout in LAYOUTS.items():
+        for key, cell in cells(results, model).items():
+            size, texts = int(key.split()[0]), []
+            papers = by_count.left(layout, size, paper_settings(layout, size))[1]
+            for role, steps in zip(DEFAULT, STEPS, strict=True):
+                share = median(cell, role) / median(cell, "paper")
+                work = by_count.left(layout, size, Settings(enabled=True), steps)[1] / papers
+                texts += ["–" if math.isnan(share) else f"{share:.2f}", f"{work:.2f}"]
+            lines.append(f"| {model}, {key} | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def memory() -> str:
@@ -268,8 +286,9 @@ TABLES = {
     "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
     "verdict": lambda: fidelity.verdict(load("fidelity")["results"]),
     "criterion": lambda: fidelity.criterion(load("fidelity")["results"]),
-    "counted share": counted.share_table,
-    "counted speed": counted.speed_table,
+    "pace": pace,
+    "counted share": by_count.share_table,
+    "counted speed": by_count.speed_table,
     "kernels": lambda: f"{machine('kernels')}\n\n{kernels.table(load('kernels')['results'])}",
     "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
 }

@@ -98,8 +98,8 @@ def denoiser(model: Emoji, texts: list[str], guidance: float) -> Denoiser:
         scale = math.hypot(1, sigma)  # the standard deviation of a latent of variance 1 with its noise
         calls = len(context) // len(texts)
         time = torch.full((len(context),), timestep(sigma))
-        without, *_, prompted = model.unet((latent / scale).repeat(calls, 1, 1, 1), time, context).chunk(calls)
-        velocity = without + guidance * (prompted - without)
+        velocities = model.unet((latent / scale).repeat(calls, 1, 1, 1), time, context).chunk(calls)
+        velocity = velocities[0] + guidance * (velocities[-1] - velocities[0])
         return latent / scale**2 - velocity * (sigma / scale)
 
     return denoise

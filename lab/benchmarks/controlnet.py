@@ -74,7 +74,7 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
     for size in sizes:
         inputs, settings = make_inputs(layout, size, size), paper_settings(layout, size)
         found = store.results.setdefault(f"{layout.name}, {size} px", {"factor": settings.factor, "ways": {}})
-        ways = {"dense": DENSE.applied, "U-Net": todo(settings).applied, "both": told(settings)}
+        ways = {"dense": DENSE.applied, "U-Net": todo(settings).applied, "both": both(settings, control)}
         for i in tqdm(range(rounds), desc=f"{layout.name}, {size} px"):
             for name, way in ways.items():
                 entry = found["ways"].setdefault(name, {"seconds": []})
@@ -89,13 +89,13 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
                 store.save()
 
 
-def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
-    """ToDo that is told of a call of the U-Net, as in the WebUI. It then finds the ControlNet in front, too."""
+def both(settings: Settings, control: ControlNet) -> Callable[[nn.Module], AbstractContextManager]:
+    """ToDo on the U-Net and on its ControlNet."""
 
     @contextlib.contextmanager
     def applied(unet: nn.Module) -> Iterator[None]:
         with Patch(unet, settings, first_step) as patch:
-            patch.before_unet(unet)
+            patch.add_encoder(control)
             yield
 
     return applied

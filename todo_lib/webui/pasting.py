@@ -9,8 +9,8 @@ import gradio as gr
 from modules import infotext_utils, shared
 
 from todo_lib.settings import FIELDS, Field, SettingsError, Value
+from todo_lib.webui.arguments import Refusal
 from todo_lib.webui.infotext import THEIR_FACTOR, from_infotext
-from todo_lib.webui.refusals import Refusal
 
 SWITCH, FIRST = FIELDS[:2]
 

@@ -12,8 +12,9 @@ from modules import sd_models, shared
 from torch import nn
 
 from todo_lib.settings import FIELDS, Settings, SettingsError
+from todo_lib.steps import steps_to_come
 from todo_lib.webui.arguments import NAMES
-from todo_lib.webui.hosts import steps_to_come, unet_of
+from todo_lib.webui.hosts import unet_of
 from todo_lib.webui.live_plan import HiresSize, Pass, paragraph, plan_pass, to_html
 
 # The host's components that decide the passes, by their names here. The switch of an accordion is its checkbox.

@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 sd_model = None  # the model that is loaded now
+is_forge = False  # Forge and its kin call scripts at fewer moments
 checkpoint = None  # the model that is selected, to which the host comes back after a refiner
 
 

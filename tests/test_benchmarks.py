@@ -280,23 +280,23 @@ def test_counted_work_is_that_of_the_layers_that_run():
             done.append(layer.weight.numel() * (output.shape[1] if output.ndim == 3 else 1))
 
     layers = [layer for layer in unet.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
-    for settings in (Settings(enabled=True, factor=1), paper(2, 1.5), Settings(enabled=True, factor=3)):
-        method = todo(settings) if settings.moving else inline(settings, (32, 32))
+    depths = plan(unet, (32, 32), Settings())
+    widths = {depth.depth: depth.dense_work // tokens(depth.grid) ** 2 for depth in depths}  # of all layers, twice
+    cross = sum(77 * tokens(depth.grid) * widths[depth.depth] for depth in depths)
+    for settings in (Settings(enabled=True, factor=1), paper(2, 1.5), Settings(enabled=True, factor=3), None):
+        method = (
+            inline(settings, (32, 32)) if settings and not settings.moving else todo(settings) if settings else FLOOR
+        )
         done.clear()
         handles = [layer.register_forward_hook(count) for layer in layers]
-        _, keys = run(unet, method, TINY_XL, size)
+        _, seen = run(unet, method, TINY_XL, size)
         for handle in handles:
             handle.remove()
-        attention, call = by_count.left(TINY_XL, 256, settings)
-        depths = plan(unet, (32, 32), settings)
-        queries = {depth.depth: (tokens(depth.grid), depth.dense_work // tokens(depth.grid) ** 2) for depth in depths}
-        assert attention == sum(
-            count * used * queries[depth][1] for depth, counts in keys.items() for count, used in counts
-        )
-        cross = sum(77 * count * each for count, each in queries.values())
-        assert call == sum(done) + attention + cross
-    attention, call = by_count.left(TINY_XL, 256, Settings(enabled=True, factor=8))
-    assert 0 < by_count.left_by_the_floor(TINY_XL, 256) < call - attention + 1000 * attention
+        attention = sum(queries * keys * widths[depth] for depth, counts in seen.items() for queries, keys in counts)
+        if settings:
+            assert by_count.left(TINY_XL, 256, settings) == (attention, sum(done) + attention + cross)
+        else:
+            assert by_count.left_by_the_floor(TINY_XL, 256) == sum(done) + attention + cross
 
 
 def test_counted_tables():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lab.benchmarks.speed import LAYOUTS, paper_settings
+from lab.benchmarks.speed import LAYOUTS, STEPS, paper_settings
 from lab.benchmarks.unets import Layout, make_unet
 from todo_lib import Settings, plan
 from todo_lib.settings import KEPT, KEPT_IN_MORE
@@ -15,7 +15,8 @@ from todo_lib.unet import grid_after, spatial_transformers
 from todo_lib.work import unet_work
 
 SIZES = (1024, 1536, 2048, 4096)
-STEPS = {KEPT_IN_MORE: None, **{kept: steps for steps, kept in reversed(KEPT.items())}}  # K -> steps that have it
+BY_K = {KEPT_IN_MORE: None, **{kept: steps for steps, kept in reversed(KEPT.items())}}  # K -> steps that have it
+DENSE, DEFAULT = Settings(enabled=True, factor=1), Settings(enabled=True)
 
 
 @functools.cache
@@ -63,27 +64,34 @@ def _tokens(grid: tuple[int, int]) -> int:
 
 def share_table() -> str:
     """Markdown: the share of what is left of the call that is self-attention, by size and K."""
-    lines = [f"| | dense | {' | '.join(f'K = {kept}' for kept in STEPS)} |", "|---" * (2 + len(STEPS)) + "|"]
-    default = Settings(enabled=True)
+    lines = [f"| | dense | {' | '.join(f'K = {kept}' for kept in BY_K)} |", "|---" * (2 + len(BY_K)) + "|"]
     for layout in LAYOUTS.values():
         for size in SIZES:
-            dense = left(layout, size, Settings(enabled=True, factor=1))
-            ways = [left(layout, size, default, steps) for steps in STEPS.values()]
+            dense = left(layout, size, DENSE)
+            ways = [left(layout, size, DEFAULT, steps) for steps in BY_K.values()]
             texts = ["dense" if way == dense else f"{way[0] / way[1]:.0%}" for way in ways]
             lines.append(f"| {layout.name}, {size} px | {dense[0] / dense[1]:.0%} | {' | '.join(texts)} |")
     return "\n".join(lines).replace("%", " %")
 
 
+def times(layout: Layout, size: int) -> dict[str, float]:
+    """Role in `speed` -> how many times less work than dense. Token merging is not counted."""
+    dense = left(layout, size, DENSE)[1]
+    ways = {"paper": left(layout, size, paper_settings(layout, size))[1]}
+    ways |= {f"default, {steps} steps": left(layout, size, DEFAULT, steps)[1] for steps in STEPS}
+    return {role: dense / work for role, work in ways.items()} | {"floor": dense / left_by_the_floor(layout, size)}
+
+
 def speed_table() -> str:
     """Markdown: how many times less work the call is, and the share of the floor's saving, by size and K."""
-    heads = ["the paper's factors", *(f"K = {kept}" for kept in STEPS), "floor"]
+    heads = ["the paper's factors", *(f"K = {kept}" for kept in BY_K), "floor"]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for layout in LAYOUTS.values():
         for size in SIZES:
-            _, dense = left(layout, size, Settings(enabled=True, factor=1))
+            _, dense = left(layout, size, DENSE)
             floor = left_by_the_floor(layout, size)
             ways = [left(layout, size, paper_settings(layout, size))[1]]
-            ways += [left(layout, size, Settings(enabled=True), steps)[1] for steps in STEPS.values()]
+            ways += [left(layout, size, DEFAULT, steps)[1] for steps in BY_K.values()]
             texts = [f"{dense / way:.2f}, {(dense - way) / (dense - floor):.0%}" for way in ways]
             lines.append(f"| {layout.name}, {size} px | {' | '.join(texts)} | {dense / floor:.2f} |")
     return "\n".join(lines).replace("%", " %")

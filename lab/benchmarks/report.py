@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 
 from lab import charts
 from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, STEPS, entry_of, median, paper_settings, ratio
+from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, paper_settings, ratio
 from lab.benchmarks.store import RESULTS
 from todo_lib import Settings
 
@@ -131,16 +131,27 @@ def dense_seconds(cell: dict) -> str:
 
 
 def overview() -> str:
-    """The table that most people want: both models, with a row for each size."""
+    """The table that most people want: both models, with rows for each size, by count and as far as it was measured."""
     results = load("speed")["results"]
     heads = {role: f"ToDo, {role.removeprefix('default, ')} (key grid)" for role in DEFAULT}
     heads |= {"paper": "the paper's grid (factor)", "ToMe 0.75": "token merging 0.75", "floor": "a single key (floor)"}
     lines = [f"| | dense (calls of each) | {' | '.join(heads.values())} |", "|---" * (2 + len(heads)) + "|"]
-    for model in LAYOUTS:
-        for key, cell in cells(results, model).items():
-            texts = [dense_seconds(cell), *(times_and_choice(cell, role) for role in heads)]
-            lines.append(f"| {model}, {key} | {' | '.join(texts)} |")
-    return "\n".join([*lines, "", machine("speed")])
+    for model, layout in LAYOUTS.items():
+        found = cells(results, model)
+        for size in sorted({*SIZES, *(size_of(key) for key in found)}):
+            by_work = by_count.times(layout, size)
+            texts = [f"{by_work[role]:.2f}" if role in by_work else "–" for role in heads]
+            lines.append(f"| {model}, {size} px, by count | | {' | '.join(texts)} |")
+            for key, cell in found.items():
+                if size_of(key) == size:
+                    texts = [dense_seconds(cell), *(times_and_choice(cell, role) for role in heads)]
+                    lines.append(f"| {model}, {key}, measured | {' | '.join(texts)} |")
+    return "\n".join([*lines, "", f"Measured on {machine('speed')}"])
+
+
+def size_of(key: str) -> int:
+    """The pixels in a name of results such as "1024 px, fp32"."""
+    return int(key.split()[0])
 
 
 def times_and_choice(cell: dict, role: str) -> str:
@@ -189,7 +200,7 @@ def pace() -> str:
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for model, layout in LAYOUTS.items():
         for key, cell in cells(results, model).items():
-            size, texts = int(key.split()[0]), []
+            size, texts = size_of(key), []
             papers = by_count.left(layout, size, paper_settings(layout, size))[1]
             for role, steps in zip(DEFAULT, STEPS, strict=True):
                 share = median(cell, role) / median(cell, "paper")
@@ -290,21 +301,24 @@ TABLES = {
 def save_chart(results: dict, path: Path = CHART) -> None:
     """Draw how many times as fast each method is by size: a panel for each model.
 
-    All figures are in the precision that was measured first. A line would otherwise join what does not compare.
+    Lines are by count of multiply-adds. Their marks are measured, in the precision that was measured first: others do
+    not compare.
     """
     precision = next(iter(results)).rpartition(" ")[2]
     figure, axes = plt.subplots(1, len(LAYOUTS), figsize=(11, 4.4))
-    for ax, model in zip(axes, LAYOUTS, strict=True):
-        found = {key: cell for key, cell in cells(results, model).items() if key.endswith(precision)}
-        sizes = [int(key.split()[0]) for key in found]
+    for ax, (model, layout) in zip(axes, LAYOUTS.items(), strict=True):
+        found = {size_of(key): cell for key, cell in cells(results, model).items() if key.endswith(precision)}
+        by_work = [by_count.times(layout, size) for size in SIZES]
         for role, style in LINES.items():
-            if role not in roles_of(found):
-                continue
-            ax.plot(sizes, [ratio(cell, role) for cell in found.values()], **style)
+            marks = {size: ratio(cell, role) for size, cell in found.items() if role in cell["roles"]}
+            ax.plot(marks.keys(), marks.values(), **style | {"linestyle": "none"})
+            if role in by_work[0]:
+                line = {name: style[name] for name in style.keys() & {"color", "linestyle", "linewidth"}}
+                ax.plot(SIZES, [counts[role] for counts in by_work], **line)
         ax.axhline(1, color="#22303c", linewidth=0.8)
-        ax.set(title=model, xlabel="image, pixels a side", xticks=sizes)
+        ax.set(title=model, xlabel="image, pixels a side", xticks=sorted({*SIZES, *found}))
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(ylabel="times as fast as dense (U-Net call)")
+    axes[0].set(ylabel=f"times as fast as dense (U-Net call)\nlines: by count, marks: measured ({precision})")
     axes[0].legend(frameon=False, fontsize=9)
     figure.tight_layout()
     charts.save_chart(figure, path, dpi=110)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from todo_lib.grid import Grid
+from todo_lib.grid import Grid, kept_grid
 
 Value = bool | int | float | str
 
@@ -188,6 +188,10 @@ class Settings:
         if not self.factor:
             return factor_for(grid)
         return max(1.0, self.factor / (1 << (depth - 1)))
+
+    def kept_grid(self, depth: int, grid: Grid, steps: int | None = None) -> Grid:
+        """The grid (h, w) that is kept of a grid (H, W) at a depth (1 is the largest grid)."""
+        return kept_grid(grid, self.factor_at(depth, grid))
 
     def in_range(self, position: float) -> bool:
         """Whether the step at this position i / n of the pass's sampling steps is downsampled."""

@@ -63,11 +63,11 @@ def blocks_of(unet: nn.Module) -> list[Block]:
     """
     halvings = 0
     encoder = []
-    for block in getattr(unet, "input_blocks", unet.children()):
-        halvings += any(_halves(module) for module in block.modules())
+    for block in children_of(getattr(unet, "input_blocks", unet)):
+        halvings += any(map(_halves, modules_in(block)))
         encoder.append(Block(block, halvings))
     middle = [Block(unet.middle_block, halvings)] if hasattr(unet, "middle_block") else []
-    pairs = zip(getattr(unet, "output_blocks", ()), reversed(encoder), strict=False)
+    pairs = zip(children_of(getattr(unet, "output_blocks", nn.Module())), reversed(encoder), strict=False)
     return [*encoder, *middle, *(Block(block, skip.halvings) for block, skip in pairs)]
 
 
@@ -77,12 +77,34 @@ def grid_after(latent_size: Grid, halvings: int) -> Grid:
     return -(-latent_size[0] // step), -(-latent_size[1] // step)
 
 
+def children_of(module: nn.Module) -> list[nn.Module]:
+    """The modules that this one is made of, some of which may be None. See `modules_in`."""
+    return list(module._modules.values())
+
+
+def modules_in(module: nn.Module) -> dict[nn.Module, str]:
+    """This module and all in it, each once, in the order of `named_modules`, with its path from here.
+
+    Unlike that, it does not fail where another thread puts modules in or takes some out meanwhile.
+    """
+    found: dict[nn.Module, str] = {}
+    waiting = [(module, "")]
+    while waiting:
+        module, path = waiting.pop()
+        if module not in found:
+            found[module] = path
+            prefix = f"{path}." if path else ""
+            inner = list(module._modules.items())
+            waiting += [(child, f"{prefix}{name}") for name, child in reversed(inner) if child is not None]
+    return found
+
+
 def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield (name, module, halvings before it) of every module with transformer blocks."""
-    names = {module: name for name, module in unet.named_modules()}
+    names = modules_in(unet)
     for block in blocks_of(unet):
-        for module in block.module.modules():
-            if isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
+        for module in modules_in(block.module):
+            if module in names and isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
                 yield names[module], module, block.halvings
 
 
@@ -92,7 +114,7 @@ def _halves(module: nn.Module) -> bool:
 
 def _self_attentions(name: str, transformer: nn.Module) -> dict[str, nn.Module]:
     attentions = {}
-    for i, block in enumerate(transformer.transformer_blocks):
+    for i, block in enumerate(children_of(transformer.transformer_blocks)):
         attn = getattr(block, "attn1", None)
         if getattr(block, "disable_self_attn", False) or not all(hasattr(attn, n) for n in ("to_q", "to_k", "to_v")):
             continue

@@ -238,7 +238,7 @@ def methods_of(model: Emoji, scenario: Scenario, progress: Progress) -> dict[str
     """Name -> method, for all that are compared. The default settings are not among them where they stay dense."""
     found = curves(lambda: progress.step)
     latent = (scenario.size // 8, scenario.size // 8)
-    if all(depth.factor == 1 for depth in plan(model.unet, latent, Settings())):
+    if all(depth.kept == depth.grid for depth in plan(model.unet, latent, Settings())):
         del found[DEFAULTS]
     return {method.name: method for method in itertools.chain(*found.values())}
 

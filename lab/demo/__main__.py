@@ -269,8 +269,9 @@ def _table(plans: list[DepthPlan]) -> str:
     total = sum(p.dense_work for p in plans)
     lines = ["depth   token grid   key grid   factor   layers   self-attention work, dense -> ToDo"]
     for p in plans:
+        factor = p.grid[0] / p.kept[0]
         lines.append(
-            f"{p.depth:>5}   {_grid(p.grid):>10}   {_grid(p.kept):>8}   {p.factor:>6g}   {p.layers:>6}   "
+            f"{p.depth:>5}   {_grid(p.grid):>10}   {_grid(p.kept):>8}   {factor:>6.3g}   {p.layers:>6}   "
             f"{100 * p.dense_work / total:>6.2f} % -> {100 * p.work / total:>6.2f} %"
         )
     work = sum(p.work for p in plans)

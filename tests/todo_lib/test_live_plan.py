@@ -7,7 +7,7 @@ import re
 import pytest
 from torch import nn
 
-from tests.todo_lib.test_work import operations
+from tests.todo_lib.test_plan import operations
 from tests.todo_lib.unets import SD1, at_any_size, call, make_unet, patched
 from todo_lib import Settings
 from todo_lib.webui.live_plan import HiresSize, Pass, plan_pass, to_html

@@ -12,9 +12,8 @@ from html import escape
 from torch import nn
 
 from todo_lib.grid import Grid
-from todo_lib.plan import DepthPlan, plan
+from todo_lib.plan import DepthPlan, plan, unet_work
 from todo_lib.settings import Settings
-from todo_lib.work import unet_work
 
 LATENT_SCALE = 8
 HEADS = ("Pass", "Tokens", "Keys from", "Layers", "Steps", "Work left")

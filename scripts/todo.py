@@ -15,7 +15,7 @@ from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
 from todo_lib.webui import comment, pasting, refusals, sampling, texts, windows, workers  # noqa: E402
 from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
 from todo_lib.webui.hosts import is_too_old  # noqa: E402
-from todo_lib.webui.plan_view import PlanView  # noqa: E402
+from todo_lib.webui.plan_view import PlanView, is_of_a_tab  # noqa: E402
 
 logger = logging.getLogger("ToDo")
 
@@ -26,9 +26,6 @@ TOO_OLD_MESSAGE = "ToDo needs version 1.10 of the WebUI, or a newer one. In this
 
 class ToDoScript(scripts.Script):
     """The script as the host sees it. Each callback hands its work on to `todo_lib.webui`."""
-
-    def __init__(self):
-        self.plan_view = PlanView()
 
     def title(self):
         return "ToDo"
@@ -42,13 +39,16 @@ class ToDoScript(scripts.Script):
             with gr.Accordion(enabled.label, open=False):
                 gr.HTML(TOO_OLD_MESSAGE, elem_classes="todo-help")
             return None
+        plan_view = PlanView(is_img2img) if is_of_a_tab(self, is_img2img) else None
         with InputAccordion(enabled.default, label=enabled.label, elem_id=self.elem_id(enabled.name)) as accordion:
             gr.HTML(enabled.help, elem_classes="todo-help")
-            self.plan_view.place()
+            if plan_view is not None:
+                plan_view.show()
             controls = [accordion, self._control(factor)]
             with gr.Accordion("More settings", open=False, elem_id=self.elem_id("more")):
                 controls += [self._control(field) for field in others]
-        self.plan_view.follow(controls, is_img2img)
+        if plan_view is not None:
+            plan_view.connect(controls)
         self.infotext_fields = pasting.paste_fields(controls)
         self.paste_field_names = list(pasting.LABELS)  # for "Send to img2img" and the like
         return controls
@@ -60,9 +60,6 @@ class ToDoScript(scripts.Script):
         if isinstance(field.default, bool):
             return gr.Checkbox(**common)
         return gr.Slider(minimum=0 if field.zero else field.minimum, maximum=field.maximum, step=field.step, **common)
-
-    def after_component(self, component, **kwargs):
-        self.plan_view.found(kwargs.get("elem_id"), component)
 
     def setup(self, p, *args):
         warn_of_foreign(args)

@@ -114,7 +114,7 @@ def test_element_ids(controls, tab):
 
 def test_element_ids_are_unique_on_the_page(host):
     ids = Counter(block.elem_id for block in host.page.blocks.values() if "todo" in str(block.elem_id))
-    assert len(ids) == 2 * 11
+    assert len(ids) == 2 * 12
     assert set(ids.values()) == {1}
 
 

@@ -19,4 +19,5 @@ state.begin()
 
 OPTIONS = {"batch_cond_uncond": True, "enable_quantization": False, "infotext_skip_pasting": []}
 OPTIONS |= {"sd_model_checkpoint": None, "img2img_fix_steps": False}
+OPTIONS |= {"always_discard_next_to_last_sigma": False, "use_old_hires_fix_width_height": False}
 opts = SimpleNamespace(**OPTIONS, data_labels={})  # data_labels: name -> an option's definition

@@ -88,7 +88,7 @@ def test_in_words(sd1):
         (
             {"factor": 0},
             (512, 512),
-            "too small to gain: nothing will be downsampled. ToDo is for larger sizes and hires",
+            "too small to gain: nothing will be downsampled. ToDo is for larger",
         ),
         ({"end": 0}, (512, 512), "no step lies between Start and End"),
         ({"end": 0.05}, (1024, 1024), "little to gain"),

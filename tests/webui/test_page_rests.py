@@ -118,7 +118,7 @@ def test_a_checkpoint_that_is_not_loaded(resting, server):
     other = next(title for title in titles if not title.startswith(f"{server.host.model}."))
     open_accordion(resting)
     wait_for_plan(resting, "64 × 64")
-    box = resting.locator("#setting_sd_model_checkpoint input")
+    box = resting.locator("#setting_sd_model_checkpoint input, .model_selection input").first
     resting.wait_for_timeout(REST)
     with counting(resting) as seen, watching(resting, "script_txt2img_todo_enabled") as changes:
         # As if chosen: a real choice would load it on A1111.

@@ -133,7 +133,9 @@ def test_factors(layout, size, factors):
     top = (size // 8, size // 8) if layout is SD15 else (size // 16, size // 16)
     chosen = speed.settings_of(layout, size)
     paper = chosen.pop("paper")
-    assert tuple(paper.factor_at(depth, top) for depth in (1, 2)) == factors and not paper.moving
+    kept = tuple((side, side) for side in (top[0] // factors[0], top[0] // 2 // factors[1]))
+    halves = ((1, top), (2, (top[0] // 2, top[1] // 2)))
+    assert tuple(paper.kept_grid(depth, grid) for depth, grid in halves) == kept and not paper.moving
     assert chosen == {"moving": Settings(enabled=True)} | {
         f"moving {factor}": Settings(enabled=True, factor=factor) for factor in (2, 3, 4, 5, 6, 8)
     }

@@ -10,16 +10,28 @@ Smith, Saxena, Saha: "ToDo: Token Downsampling for Efficient Generation of High-
             latent = denoise(unet, latent, i)
     print(patch.report)
 
-Read `grid.py` first (which tokens become keys), then `hooks.py` (how the self-attentions get them). This package needs
+Read `grid.py` first (which tokens become keys), then `downsampling.py` (at which steps, and how they are taken), then
+`hooks.py` (how the self-attentions of a U-Net get them). This package needs
 torch alone and knows no host. Its part for the WebUI is `todo_lib.webui`.
 """
 
 __version__ = "0.2.0"
 
-from todo_lib.hooks import Step
-from todo_lib.patch import Patch
-from todo_lib.plan import DepthPlan, plan
-from todo_lib.report import Report
-from todo_lib.settings import FIELDS, Settings, SettingsError
+from .downsampling import Downsampling, Step
+from .patch import Patch
+from .plan import DepthPlan, plan
+from .report import Report
+from .settings import FIELDS, Settings, SettingsError
 
-__all__ = ["FIELDS", "DepthPlan", "Patch", "Report", "Settings", "SettingsError", "Step", "__version__", "plan"]
+__all__ = [
+    "FIELDS",
+    "DepthPlan",
+    "Downsampling",
+    "Patch",
+    "Report",
+    "Settings",
+    "SettingsError",
+    "Step",
+    "__version__",
+    "plan",
+]

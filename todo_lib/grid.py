@@ -13,6 +13,16 @@ from fractions import Fraction
 import torch
 
 Grid = tuple[int, int]  # (rows, columns)
+Place = tuple[Fraction, Fraction]  # where the kept rows and columns stand in their spans, each from 0 to below 1
+
+MIDDLE = Fraction(1, 2), Fraction(1, 2)
+"""The place of the paper's grid."""
+
+# A moving grid takes its places in rounds, and each round is shifted by a part of the distance between two places. The
+# shifts are a lattice of 89 points, spread evenly over rows and columns: 89 is a prime, and 55 and 67 are its shares
+# 0.618 (the golden ratio) and 0.755 (Roberts: "The unreasonable effectiveness of quasirandom sequences", 2018).
+SHIFTS = 89
+SHIFT_SHARES = 55, 67
 
 
 @functools.lru_cache  # asked in every call of a spatial transformer, and fractions are slow
@@ -24,72 +34,48 @@ def kept_size(size: int, factor: float) -> int:
     return max(1, int(size / Fraction(str(factor))))
 
 
-def kept_grid(grid: Grid, factor: float) -> Grid:
-    """The grid (h, w) that a factor of 1 or more keeps of a grid (H, W)."""
-    return kept_size(grid[0], factor), kept_size(grid[1], factor)
+def kept_rows(size: int, kept: int, place: Fraction = MIDDLE[0]) -> list[int]:
+    """Source rows (or columns) of the kept ones: floor((i + place) * size / kept) for i = 0 .. kept - 1.
 
-
-def kept_rows(size: int, kept: int, place: int = 0, places: int = 1) -> list[int]:
-    """Source rows (or columns) of the kept ones: floor((i + p) * size / kept) for i = 0 .. kept - 1.
-
-    p = (2 * place + 1) / (2 * places), so 1/2 for the paper's grid. Computed in whole numbers: 32-bit floats can fall
-    one row short where the product is exactly whole.
+    Computed in whole numbers: 32-bit floats can fall one row short where the product is exactly whole.
 
     kept: from 1 to `size`.
-    place: from 0 to places - 1.
+    place: at least 0, and below 1.
     """
-    return [(2 * places * i + 2 * place + 1) * size // (2 * places * kept) for i in range(kept)]
+    return [(i * place.denominator + place.numerator) * size // (place.denominator * kept) for i in range(kept)]
 
 
-def places_of(factor: float) -> int:
-    """The number of places m = ceil(factor) that a moving grid takes in each direction."""
-    return math.ceil(factor)
+def moving_place(step: int, head: int, grid: Grid, kept: Grid) -> Place:
+    """The place of a moving grid for an attention head at a sampling step, both counted from 0.
 
+    In rounds of m * m numbers, m = ceil(size / kept), each of m * m places comes once. Within a round, neighbours in
+    the order lie far apart, as in an ordered dither: any m numbers in a row have m different rows. So each token is a
+    key in each round, exactly once where m divides the sizes. Elsewhere some are a key more often, and others in the
+    next round, as each round has a shift of its own. The first place is the middle one.
 
-def offset(number: int, places: int) -> tuple[int, int]:
-    """The (row place, column place) at this number in the order of a moving grid, counted from 0.
+    The order goes on by one from step to step. From head to head it goes on by a whole round, so that each head has a
+    shift of its own, and by m - 1. That has no divisor in common with m * m, so heads are spread over the places.
 
-    Each of the places * places offsets comes once before any comes again. Neighbours in the order lie far apart, as in
-    an ordered dither: any `places` numbers in a row have each row place once. The first offset is the middle one, so
-    that a single step keeps what the paper keeps, where the factor is whole.
+    grid: (H, W).
+    kept: (h, w), at most (H, W). The larger one of the two ratios gives m.
     """
-    row = number + places // 2
-    column = places // 2 * number + number // places + places // 2
-    return row % places, column % places
+    m = max(math.ceil(size / part) for size, part in zip(grid, kept, strict=True))
+    turn, number = divmod(step + (m * m + m - 1) * head, m * m)
+    row = (number + m // 2) % m
+    column = (number * (m // 2) + number // m + m // 2) % m
+    row_shift, column_shift = ((SHIFTS // 2 + share * turn) % SHIFTS for share in SHIFT_SHARES)
+    parts = 2 * m * SHIFTS
+    return (
+        Fraction(2 * (row * SHIFTS + row_shift) + 1, parts),
+        Fraction(2 * (column * SHIFTS + column_shift) + 1, parts),
+    )
 
 
-def head_offset(step: int, head: int, places: int) -> tuple[int, int]:
-    """The offset of one of the attention heads of a layer at a sampling step, both counted from 0.
-
-    The order goes on by one from step to step, and by places - 1 from head to head. That number has no divisor in
-    common with places * places, so up to places * places heads have offsets of their own.
-    """
-    return offset(step + (places - 1) * head, places)
-
-
-def kept_tokens(
-    grid: Grid,
-    kept: Grid,
-    grids: int = 1,
-    device: torch.device | str | None = None,
-    offset: tuple[int, int] = (0, 0),
-    places: int = 1,
-) -> torch.Tensor:
-    """Positions of the kept tokens in a sequence of `grids` whole H x W grids, each row by row.
+def kept_tokens(grid: Grid, kept: Grid, place: Place = MIDDLE) -> torch.Tensor:
+    """Positions of the kept tokens in the sequence of an H x W grid, row by row: int64 of shape (h * w,), on the CPU.
 
     grid: (H, W).
     kept: (h, w), at most (H, W).
-    offset: (row place, column place), each below `places`.
-    Returns int64 of shape (grids * h * w,), made without waiting for a CUDA device.
     """
-    rows = _on(device, kept_rows(grid[0], kept[0], offset[0], places))
-    columns = _on(device, kept_rows(grid[1], kept[1], offset[1], places))
-    starts = torch.arange(grids, device=device) * (grid[0] * grid[1])
-    return (starts[:, None, None] + rows[:, None] * grid[1] + columns).flatten()
-
-
-def _on(device: torch.device | str | None, numbers: list[int]) -> torch.Tensor:
-    tensor = torch.tensor(numbers)
-    if torch.device(device or "cpu").type == "cuda":  # a copy from memory that is not pinned would wait
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # without `non_blocking`: Apple's MPS would read memory that is released by then
+    rows, columns = (torch.tensor(kept_rows(*sizes)) for sizes in zip(grid, kept, place, strict=True))
+    return (rows[:, None] * grid[1] + columns).flatten()

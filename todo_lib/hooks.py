@@ -2,86 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Container, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from todo_lib.grid import Grid
-from todo_lib.neighbours import (
-    counts_on_all_keys,
-    is_computed_by_hooks,
-    is_computed_differently,
-    projects_itself,
-    replaced_by_options,
-)
-from todo_lib.report import Reason, Report
-from todo_lib.unet import SpatialTransformer
+from .downsampling import Downsampling, Step
+from .grid import Grid
+from .neighbours import counts_on_all_keys, is_computed_by_hooks, is_computed_differently, replaced_by_options
+from .report import Reason
+from .unet import SpatialTransformer, channels, grid_after
+
+# Constant in code that is being compiled. PyTorch has it in public since 2.3.
+_is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
-PreHook = Callable[[nn.Module, Args], Args | None]
-Hook = Callable[[nn.Module, Args, torch.Tensor], torch.Tensor | None]
-
-
-def gather(tokens: torch.Tensor, index: torch.Tensor, heads: int = 1) -> torch.Tensor:
-    """Keep n of the N tokens, other ones for each head: (B, N, C) -> (B, n, C).
-
-    index: (n * heads,) positions among the N * heads parts of the tokens, token by token.
-    heads: how many parts of C / heads channels a token has; must divide C.
-    """
-    if heads == 1:
-        return tokens.index_select(1, index)
-    parts = tokens.unflatten(-1, (heads, -1)).flatten(1, 2)  # B, N * heads, C / heads
-    return parts.index_select(1, index).unflatten(1, (-1, heads)).flatten(2)
-
-
-class Step(NamedTuple):
-    """A sampling step.
-
-    number: i, counted from 0 in each pass.
-    position: i / n, at least 0 and below 1.
-    """
-
-    number: int
-    position: float
-
-
-class Downsampling(Protocol):
-    """The part that the hooks of all transformers share. Its answers are the same for a whole sampling step."""
-
-    report: Report
-    moving: bool
-
-    def step(self) -> Step:
-        """The current sampling step."""
-
-    def is_active(self, step: Step) -> bool:
-        """Whether this step is downsampled."""
-
-    def kept_grid(self, depth: int, grid: Grid) -> Grid:
-        """The grid (h, w) that is kept of a grid (H, W) at this depth."""
-
-    def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
-        """The index for `gather`: the tokens to keep of `grids` whole grids (H, W) at this step."""
 
 
 class TransformerHooks:
     """The hooks of one spatial transformer, and what they know of its call under way.
 
-    A moving grid is gathered behind the key and value projections, as each head keeps tokens of its own. The paper's
-    grid is gathered in front of them, so that these shrink too. A projection that another patch computes has to see all
-    tokens, so the paper's grid is gathered behind it.
+    Tokens are gathered behind the key and value projections: each head keeps tokens of its own there, and a projection
+    that another patch computes sees all of them.
 
     transformer: see `todo_lib.unet`.
     downsampling: asked in every call.
     known: the `known_computations` of the whole U-Net.
     prefix: put in front of the names of the self-attentions in the report.
+    unhooked: transformers that run as often as this one, and have no hooks. Their work is counted here.
     """
 
     def __init__(
-        self, transformer: SpatialTransformer, downsampling: Downsampling, known: Container[object], prefix: str = ""
+        self,
+        transformer: SpatialTransformer,
+        downsampling: Downsampling,
+        known: Container[Any],
+        prefix: str = "",
+        unhooked: Iterable[SpatialTransformer] = (),
     ):
         self._downsampling = downsampling
         self._report = downsampling.report
@@ -89,44 +48,65 @@ class TransformerHooks:
         self._module = transformer.module
         self._known = known
         self._attentions = {prefix + name: attn for name, attn in transformer.attentions.items()}
+        # (halvings of this transformer's grid, channels of all its self-attentions)
+        self._counted = [
+            (other.halvings - transformer.halvings, sum(map(channels, other.attentions.values())))
+            for other in (transformer, *unhooked)
+        ]
         # Of the call under way:
         self._step = Step(0, 0.0)
         self._grid: Grid | None = None  # None: this call stays dense
         self._kept: Grid = (0, 0)
         self._reasons: dict[str, Reason] = {}
-        # (projection, its tokens, the kept ones) of to_k or to_v, whichever ran first: the other one takes the same.
-        self._gathered: tuple[nn.Module, torch.Tensor, torch.Tensor] | None = None
 
     def install(self, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
         """Register all hooks, and append the handle of each to this list."""
         handles.append(self._module.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
+        handles.append(self._module.register_forward_hook(self._after_transformer, always_call=True))
         for name, attn in self._attentions.items():
+            heads = getattr(attn, "heads", None) or 1
             handles.append(attn.register_forward_pre_hook(self._attention_hook(name), with_kwargs=True))
-            in_front, behind = self._projection_hooks(name, attn)
-            for projection in (attn.to_k, attn.to_v):
-                handles.append(projection.register_forward_pre_hook(in_front))
-                handles.append(projection.register_forward_hook(behind))
+            handles.append(attn.to_k.register_forward_hook(self._projection_hook(name, heads, counts=True)))
+            handles.append(attn.to_v.register_forward_hook(self._projection_hook(name, heads, counts=False)))
 
     def _before_transformer(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Take the grid of this very call from the transformer's input (B, C, H, W); decide what is kept of it."""
-        self._step = self._downsampling.step()
-        active = self._downsampling.is_active(self._step)
-        self._report.transformer_runs(self._step.position, active)
-        self._grid, self._gathered = None, None
+        self._grid = None
+        if _is_compiling():
+            for name in self._attentions:
+                self._report.leave(name, Reason.COMPILED)
+            return
+        step = self._downsampling.step()
         x = args[0] if args else kwargs.get("x")
-        if not active or not isinstance(x, torch.Tensor):
+        if step is None or not isinstance(x, torch.Tensor):
             return
         grid = (int(x.shape[-2]), int(x.shape[-1]))  # sizes are tensors while a trace is made
-        self._kept = self._downsampling.kept_grid(self._depth, grid)
-        if self._kept == grid:
+        active = self._downsampling.is_active(step)
+        self._report.unet_called(step.position, active)
+        self._report.transformer_runs(len(x) * self._work(grid))
+        kept = self._downsampling.kept_grid(self._depth, grid)
+        if not active or kept == grid:
             return
-        self._grid = grid
+        self._step, self._grid, self._kept = step, grid, kept
         replaced = replaced_by_options(args, kwargs, list(self._attentions))
         self._reasons = {
             name: Reason.COMPUTATION
             for name, attn in self._attentions.items()
             if name in replaced or is_computed_differently(attn, self._known) or is_computed_by_hooks(attn)
         }
+        for name in self._reasons:  # at once: such a layer may not even project
+            self._report.leave(name, Reason.COMPUTATION)
+
+    def _after_transformer(self, module: nn.Module, args: Args, output: Any) -> None:
+        self._grid = None
+
+    def _work(self, grid: Grid) -> int:
+        """The multiply-adds of all self-attentions that are counted here, dense, for one image; see `todo_lib.plan`."""
+        work = 0
+        for halvings, width in self._counted:
+            rows, columns = grid_after(grid, halvings)
+            work += 2 * (rows * columns) ** 2 * width
+        return work
 
     def _attention_hook(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
         def before_attention(attn: nn.Module, args: Args, kwargs: Kwargs) -> None:
@@ -139,44 +119,27 @@ class TransformerHooks:
 
         return before_attention
 
-    def _projection_hooks(self, name: str, attn: nn.Module) -> tuple[PreHook, Hook]:
-        """The hooks in front of and behind `to_k` and `to_v`: one of the two shortens (B, N, C) to (B, n, C)."""
-        heads = getattr(attn, "heads", None) if self._downsampling.moving else None
+    def _projection_hook(
+        self, name: str, heads: int, counts: bool
+    ) -> Callable[[nn.Module, Args, torch.Tensor], torch.Tensor | None]:
+        """The hook behind `to_k` or `to_v`: it shortens (B, N, C) to (B, n, C).
 
-        def gathers_behind(projection: nn.Module, args: Args) -> bool:
-            return self._downsampling.moving or not args or projects_itself(projection)
+        counts: whether it tells the report. One of the two is enough.
+        """
 
-        def in_front(projection: nn.Module, args: Args) -> Args | None:
-            if self._grid is None or gathers_behind(projection, args):
+        def behind_projection(projection: nn.Module, args: Args, tokens: torch.Tensor) -> torch.Tensor | None:
+            if self._grid is None:
                 return None
-            kept = self._shorten_once(name, projection, args[0])
-            return None if kept is None else (kept, *args[1:])
-
-        def behind(projection: nn.Module, args: Args, output: torch.Tensor) -> torch.Tensor | None:
-            if self._grid is None or not gathers_behind(projection, args):
+            size = self._grid[0] * self._grid[1]
+            grids, rest = divmod(int(tokens.shape[1]), size)
+            if reason := Reason.TOKENS if rest or not grids else self._reasons.get(name):
+                self._report.leave(name, reason)
                 return None
-            return self._shorten(name, output, heads if heads and output.shape[-1] % heads == 0 else 1)
+            if counts:
+                batch, all_keys, width = tokens.shape
+                keys = grids * self._kept[0] * self._kept[1]
+                saved = 2 * int(batch) * size * (int(all_keys) - keys) * int(width)
+                self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved)
+            return self._downsampling.shorten(tokens, self._depth, self._grid, heads)
 
-        return in_front, behind
-
-    def _shorten_once(self, name: str, projection: nn.Module, tokens: torch.Tensor) -> torch.Tensor | None:
-        """Shorten the tokens in front of `to_k` and `to_v`: only once where both take the same ones."""
-        if self._gathered and self._gathered[0] is not projection and self._gathered[1] is tokens:
-            kept = self._gathered[2]
-            self._gathered = None
-            return kept
-        shortened = self._shorten(name, tokens)
-        self._gathered = None if shortened is None else (projection, tokens, shortened)
-        return shortened
-
-    def _shorten(self, name: str, tokens: torch.Tensor, heads: int = 1) -> torch.Tensor | None:
-        """(B, N, C) -> (B, n, C), or None where these tokens are to be left whole."""
-        assert self._grid is not None
-        grids, rest = divmod(int(tokens.shape[1]), self._grid[0] * self._grid[1])
-        reason = Reason.TOKENS if rest or not grids else self._reasons.get(name)
-        if reason:
-            self._report.leave(name, reason)
-            return None
-        index = self._downsampling.index(self._depth, self._grid, grids, self._step, heads, tokens.device)
-        self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position)
-        return gather(tokens, index, heads)
+        return behind_projection

@@ -9,75 +9,72 @@ import functools
 import inspect
 import math
 import types
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from todo_lib.report import Reason
-from todo_lib.unet import SpatialTransformer
+from .report import Reason
+from .unet import SpatialTransformer
 
-_of_classes: set[object] = set()
+_of_classes: set[types.CodeType | None] = set()
 """The computations that self-attentions had from their class in some pass so far.
 
 A wrapper that stays for good may keep one of these when another implementation is chosen. HyperTile does so.
 """
 
 
-def computation(attn: nn.Module) -> object:
-    """The code that computes a self-attention: of its class, or of a `forward` set on the module.
+def known_computations(transformers: Iterable[SpatialTransformer]) -> set[types.CodeType]:
+    """The computations that take any number of keys, as they stand at the beginning of a pass.
+
+    These are what the class has, or had in an earlier pass, and what serves cross-attentions too: an attention
+    implementation. A function that holds others may call any of them, so it is none.
+    """
+    known = set()
+    for transformer in transformers:
+        _of_classes.update(computation(attn, type(attn).forward) for attn in transformer.attentions.values())
+        for block in transformer.module.transformer_blocks:
+            cross = getattr(block, "attn2", None)
+            if isinstance(cross, nn.Module) and not _holds_functions(cross.forward):
+                known.add(computation(cross, cross.forward))
+    return {code for code in known | _of_classes if code}
+
+
+def computation(attn: nn.Module, forward: Callable[..., Any]) -> types.CodeType | None:
+    """The code of a function that computes an attention; None for a method of something else, which may keep state.
 
     A wrapper that names what it wraps (functools.wraps) counts as what it wraps.
     """
-    function = inspect.unwrap(attn.forward)
-    while isinstance(function, functools.partial):
-        function = inspect.unwrap(function.func)
-    return getattr(getattr(function, "__func__", function), "__code__", type(function))
+    try:
+        function = inspect.unwrap(forward)
+    except ValueError:  # it leads back to itself
+        return None
+    if isinstance(function, types.MethodType) and function.__self__ is attn:
+        function = function.__func__
+    return function.__code__ if isinstance(function, types.FunctionType) else None
 
 
-def known_computations(transformers: Iterable[SpatialTransformer]) -> set[object]:
-    """The computations that take any number of keys, as they stand at the beginning of a pass.
-
-    A computation that serves cross-attentions too is an attention implementation, and so is one that the class has, or
-    had in an earlier pass. The one that most self-attentions have is a wrapper that stays for good, if it holds the
-    `forward` which it replaced.
-    """
-    transformers = list(transformers)
-    blocks = [block for transformer in transformers for block in transformer.module.transformer_blocks]
-    known = {computation(block.attn2) for block in blocks if isinstance(getattr(block, "attn2", None), nn.Module)}
-    self_attentions = {computation(attn): attn for t in transformers for attn in t.attentions.values()}
-    _of_classes.update(_computation_of_class(attn) for attn in self_attentions.values())
-    known |= _of_classes
-    codes = Counter(computation(attn) for t in transformers for attn in t.attentions.values())
-    for code, _ in codes.most_common(1):
-        attn = self_attentions[code]
-        if _leads_to_replaced_forward(attn.forward, attn):
-            known.add(code)
-    return known
+def _holds_functions(function: Any) -> bool:
+    """Whether a function closes over another one, or has one among its defaults. Modules are none."""
+    function = getattr(function, "__func__", function)
+    try:
+        held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    except ValueError:  # one that is still empty
+        return True
+    held += getattr(function, "__defaults__", None) or ()
+    held += (getattr(function, "__kwdefaults__", None) or {}).values()
+    return any(callable(one) and not isinstance(one, nn.Module) for one in held)
 
 
-def is_computed_differently(attn: nn.Module, known: Container[object]) -> bool:
-    """Whether another patch computes this self-attention itself, by a `forward` set on the module.
+def is_computed_differently(attn: nn.Module, known: Container[types.CodeType | None]) -> bool:
+    """Whether another patch may compute this self-attention itself, by a `forward` set on the module.
 
     Guidance that looks at the attention map of the middle block does so.
 
     known: the `known_computations` of the U-Net.
     """
-    if "forward" not in vars(attn):
-        return False
-    return computation(attn) != _computation_of_class(attn) and computation(attn) not in known
-
-
-def projects_itself(projection: nn.Module) -> bool:
-    """Whether another patch has set a `forward` of its own on this projection, which may count the tokens.
-
-    ControlNet-LLLite joins them with an embedding of the whole grid. The class's own `forward` does not count: a patch
-    that is gone may have put it back by setting it.
-    """
-    own = vars(projection).get("forward")
-    return own is not None and getattr(own, "__func__", own) is not type(projection).forward
+    return "forward" in vars(attn) and computation(attn, attn.forward) not in known
 
 
 def compiled_modules(unet: nn.Module) -> set[nn.Module]:
@@ -88,6 +85,17 @@ def compiled_modules(unet: nn.Module) -> set[nn.Module]:
 def _is_compiled(module: nn.Module) -> bool:
     forward = vars(module).get("forward")
     return hasattr(forward, "_torchdynamo_orig_callable") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def has_run_compiled(model: nn.Module) -> bool:
+    """Whether PyTorch holds compiled code of a model's `forward`, as where a host compiles it inside its own call.
+
+    Such code does not look at hooks that were set later either. False where this PyTorch does not tell.
+    """
+    eval_frame = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    entries = getattr(eval_frame, "_debug_get_cache_entry_list", None)
+    code = computation(model, model.forward)
+    return bool(entries and code and entries(code))
 
 
 def counts_on_all_keys(args: Sequence[Any], kwargs: dict[str, Any], grid: tuple[int, int]) -> Reason | None:
@@ -149,36 +157,7 @@ def replaced_by_options(args: Sequence[Any], kwargs: dict[str, Any], names: Sequ
     return set()
 
 
-def _leads_to_replaced_forward(function: Any, attn: nn.Module, wrappers: int = 4) -> bool:
-    """Whether a `forward` holds the one of this self-attention that it has replaced, or a wrapper that does."""
-    for held in filter(callable, _held_by(function)):
-        if isinstance(held, types.MethodType) and held.__self__ is attn:
-            return True
-        if getattr(held, "__code__", None) is _computation_of_class(attn):
-            return True
-        if wrappers > 1 and _leads_to_replaced_forward(held, attn, wrappers - 1):
-            return True
-    return False
-
-
-def _held_by(function: Any) -> Iterator[Any]:
-    """Yield all that a function closes over or has as defaults, a partial one as arguments, an object as attributes."""
-    if isinstance(function, types.MethodType):
-        yield function.__func__
-    elif isinstance(function, types.FunctionType):
-        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        yield from inspect.getclosurevars(function).nonlocals.values()
-    elif isinstance(function, functools.partial):
-        yield from (function.func, *function.args, *function.keywords.values())
-    elif not isinstance(function, (type, nn.Module)):
-        yield from getattr(function, "__dict__", {}).values()
-
-
 def _module_of(hook: Callable[..., Any]) -> str:
     while isinstance(hook, functools.partial):
         hook = hook.func
     return hook.__module__
-
-
-def _computation_of_class(attn: nn.Module) -> object:
-    return getattr(inspect.unwrap(type(attn).forward), "__code__", None)

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from todo_lib.count import WorkCount
-from todo_lib.encoders import EncoderWatch
-from todo_lib.grid import Grid, head_offset, kept_grid, kept_tokens, places_of
-from todo_lib.hooks import Step, TransformerHooks
-from todo_lib.neighbours import compiled_modules, known_computations
-from todo_lib.report import CONTROL, Reason, Report
-from todo_lib.settings import Settings
-from todo_lib.unet import SpatialTransformer, spatial_transformers
+from .downsampling import Downsampling, Step
+from .grid import Grid
+from .hooks import TransformerHooks
+from .neighbours import compiled_modules, has_run_compiled, known_computations
+from .report import Reason, Report
+from .settings import Settings
+from .unet import SpatialTransformer, grid_after, spatial_transformers
 
 
 class Patch:
@@ -26,108 +25,122 @@ class Patch:
     downsampled grid by grid. All others belong to another patch (tiles, merged tokens) and stay as they are. So do the
     tokens of a self-attention that another patch computes itself.
 
-    Copies of the U-Net's encoder that run in front of it (ControlNet) are patched likewise, if `before_unet` tells
-    when the U-Net is about to be called.
-
     Only forward hooks are installed. Each is removed by its own handle: in any order, beside anybody else's.
 
     unet: see `todo_lib.unet.spatial_transformers`.
     settings: the caller has to obey `enabled` and `passes` itself.
-    step: returns the current sampling `Step`. It is asked once for every call of a spatial transformer.
+    step: returns the current sampling `Step`. It is asked in every call of a spatial transformer. None leaves the call
+        dense: the U-Net is called by other hands than the sampling's.
+    steps: the number of sampling steps of the pass; None where it is not known beforehand.
+    latent_size: (H, W) of the whole latent of the pass. No tile of it is larger, so nothing is installed where the
+        settings keep all its tokens.
     """
 
-    def __init__(self, unet: nn.Module, settings: Settings, step: Callable[[], Step]):
-        self.report = Report()
-        self.moving = settings.moving
-        self.step = step
+    def __init__(
+        self,
+        unet: nn.Module,
+        settings: Settings,
+        step: Callable[[], Step | None],
+        steps: int | None = None,
+        latent_size: Grid | None = None,
+    ):
+        self.report = Report(planned_steps=steps)
+        self._downsampling = Downsampling(settings, step, self.report, steps)
         self._unet = unet
-        self._settings = settings
+        self._latent_size = latent_size
+        self._max_depth = settings.max_depth
+        self._is_on = False
         self._depths: dict[int, int] = {}
-        self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._encoders = EncoderWatch(self._install_in_encoder)
-        self._encoder_count = 0
+        self._encoders: list[nn.Module] = []
 
     def __enter__(self) -> Patch:
         self._install()
+        self._is_on = True
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
+        self._is_on = False
+        self._tell_of_compiled()
         self._remove()
 
     def before_unet(self, unet: nn.Module) -> None:
-        """Tell that the host is about to call this U-Net, which may be another one than before (a refiner)."""
+        """Tell that the sampling is about to call this U-Net, which may be another one than before (a refiner).
+
+        Raises RuntimeError while the patch is not on.
+        """
+        if not self._is_on:
+            raise RuntimeError("Patch.before_unet is for U-Net calls within `with`")
         if unet is not self._unet:
+            self._tell_of_compiled()
             self._remove()
             self._unet = unet
             self._install()
-        if self._handles:
-            # Noted here too: a U-Net that reuses what it computed before may run no self-attention.
-            self.report.unet_called(self.step().position)
-            self._encoders.start(unet)
+        # Noted here too: a U-Net that reuses what it computed before may run no self-attention.
+        step = self._downsampling.step()
+        if step is not None:
+            self.report.unet_called(step.position, self._downsampling.is_active(step))
 
-    # ---- what the hooks ask
+    def add_encoder(self, encoder: nn.Module) -> None:
+        """Patch a copy of the U-Net's encoder (ControlNet) likewise, until the patch ends. Once is enough for each.
 
-    def is_active(self, step: Step) -> bool:
-        """Whether this step is downsampled."""
-        return self._settings.in_range(step.position)
-
-    def kept_grid(self, depth: int, grid: Grid) -> Grid:
-        """The grid (h, w) that is kept of a grid (H, W) at a depth."""
-        return kept_grid(grid, self._settings.factor_at(depth, grid))
-
-    def index(self, depth: int, grid: Grid, grids: int, step: Step, heads: int, device: torch.device) -> torch.Tensor:
-        """The index for `gather`, (grids * h * w * heads,): which tokens of `grids` whole grids stay at this step.
-
-        Made once, as the calls and offsets of a sampling repeat themselves.
+        Raises RuntimeError while the patch is not on.
         """
-        places = places_of(self._settings.factor_at(depth, grid)) if self.moving else 1
-        number = step.number % places**2
-        key = (depth, grid, grids, number, heads, device)
-        if key not in self._indices:
-            kept = self.kept_grid(depth, grid)
-            offsets = [head_offset(number, head, places) for head in range(heads)]
-            tokens = [kept_tokens(grid, kept, grids, device, offset, places) for offset in offsets]
-            self._indices[key] = torch.stack([heads * t + i for i, t in enumerate(tokens)], dim=1).flatten()
-        return self._indices[key]
-
-    # ---- installing and removing
+        if not self._is_on:
+            raise RuntimeError("Patch.add_encoder is for encoders that run within `with`")
+        if encoder in self._encoders or self.report.whole:
+            return
+        self._encoders.append(encoder)
+        transformers = spatial_transformers(encoder, self._depths)
+        prefix = f"ControlNet {len(self._encoders)}: "
+        self.report.control.update(prefix + name for t in transformers for name in (*t.attentions, *t.foreign))
+        self._install_in(encoder, transformers, prefix)
 
     def _install(self) -> None:
         transformers = spatial_transformers(self._unet)
-        self.report.patched(len(transformers))
+        self.report.transformers = len(transformers)
+        self.report.whole = bool(transformers) and all(map(self._keeps_whole, transformers))
         self._depths = {transformer.halvings: transformer.depth for transformer in transformers}
-        self._install_in(self._unet, transformers)
+        if not self.report.whole:
+            self._install_in(self._unet, transformers)
 
-    def _install_in_encoder(self, encoder: nn.Module) -> None:
-        self._encoder_count += 1
-        self._install_in(encoder, spatial_transformers(encoder, self._depths), f"{CONTROL} {self._encoder_count}: ")
+    def _keeps_whole(self, transformer: SpatialTransformer) -> bool:
+        if self._latent_size is None:
+            return False
+        grid = grid_after(self._latent_size, transformer.halvings)
+        return self._downsampling.kept_grid(transformer.depth, grid) == grid
 
     def _install_in(self, model: nn.Module, transformers: list[SpatialTransformer], prefix: str = "") -> None:
         known = known_computations(transformers)
         compiled = compiled_modules(model)
+        unhooked = [transformer for transformer in transformers if transformer.depth > self._max_depth]
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for transformer in transformers:
-                downsampled = transformer.depth <= self._settings.max_depth
-                if compiled.isdisjoint(transformer.module.modules()):
-                    counting = WorkCount(transformer, self.report, known)
-                    counting.install_before(handles)
-                    if downsampled:
-                        TransformerHooks(transformer, self, known, prefix).install(handles)
-                    counting.install_behind(handles)
+                if transformer.depth > self._max_depth:
                     continue
-                self.report.uncounted()
-                for name in transformer.attentions if downsampled else ():
+                for name in transformer.foreign:
+                    self.report.leave(prefix + name, Reason.COMPUTATION)
+                if compiled.isdisjoint(transformer.module.modules()):
+                    TransformerHooks(transformer, self._downsampling, known, prefix, unhooked).install(handles)
+                    unhooked = []  # counted once
+                    continue
+                for name in transformer.attentions:
                     self.report.leave(prefix + name, Reason.COMPILED)
         except BaseException:
             _remove(handles)
             raise
         self._handles += handles
 
+    def _tell_of_compiled(self) -> None:
+        """Name the layers where hooks were installed, and compiled code that was there before has run without them."""
+        if self._handles and self.report.steps and not self.report.ran and has_run_compiled(self._unet):
+            for transformer in spatial_transformers(self._unet):
+                for name in transformer.attentions if transformer.depth <= self._max_depth else ():
+                    self.report.leave(name, Reason.COMPILED)
+
     def _remove(self) -> None:
-        self._encoders.forget()
-        self._encoder_count = 0
+        self._encoders.clear()
         _remove(self._handles)
 
 

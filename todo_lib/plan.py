@@ -11,7 +11,7 @@ from torch import nn
 
 from .grid import Grid
 from .settings import Settings
-from .unet import blocks_of, children_of, grid_after, modules_in, spatial_transformers
+from .unet import blocks_of, channels, children_of, grid_after, linear_size, modules_in, spatial_transformers
 
 PROMPT_TOKENS = 77  # CLIP's, which each cross-attention sees for a prompt of up to 75 words
 
@@ -142,7 +142,7 @@ def _walk(unet: nn.Module) -> _Known:
     for transformer in spatial_transformers(unet):
         level = known.levels.setdefault(transformer.halvings, _Level(transformer.depth))
         level.layers += len(transformer.attentions)
-        level.self_channels += sum(map(_channels, transformer.attentions.values()))
+        level.self_channels += sum(map(channels, transformer.attentions.values()))
     inside = set()
     for block in blocks_of(unet):
         modules = list(modules_in(block.module))
@@ -162,7 +162,7 @@ def _count_block(known: _Known, level: _Level, modules: list[nn.Module]) -> None
     in_transformers = {inner for transformer in transformers for inner in modules_in(transformer)}
     on_context: set[Any] = set()
     for attn in (attn for transformer in transformers for attn in _attentions_to_the_prompt(transformer)):
-        level.cross_channels += _channels(attn)
+        level.cross_channels += channels(attn)
         on_context |= {attn.to_k, attn.to_v}
     for module in modules:
         if weights := _convolution_weights(module):
@@ -189,28 +189,10 @@ def _attentions_to_the_prompt(transformer: nn.Module) -> Iterator[Any]:
                 yield attn
 
 
-def _channels(attn: Any) -> int:
-    return (_linear_size(attn.to_q) or (0, 0))[0]
-
-
 def _convolution_weights(module: nn.Module) -> int:
     return int(module.weight.numel()) if isinstance(module, nn.Conv2d) else 0
 
 
 def _linear_weights(module: nn.Module) -> int:
-    outputs, inputs = _linear_size(module) or (0, 0)
+    outputs, inputs = linear_size(module) or (0, 0)
     return outputs * inputs
-
-
-def _linear_size(module: Any) -> tuple[int, int] | None:
-    """(out, in) features of a linear layer; None for other modules.
-
-    Forge's linear layers are not torch's. The weights of quantised ones are packed, in shapes that tell nothing.
-    """
-    if "Linear" not in type(module).__name__ and not isinstance(module, nn.Linear):
-        return None
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.out_features), int(module.in_features)
-    weight: Any = getattr(module, "weight", None)
-    shape: Any = getattr(getattr(weight, "quant_state", None), "shape", None) or getattr(weight, "shape", ())
-    return (int(shape[0]), int(shape[1])) if len(shape) == 2 else None

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from todo_lib.grid import Grid, kept_grid
+from .grid import Grid, kept_size
 
 Value = bool | int | float | str
 
-# Factor 0: above DENSE x DENSE tokens a grid is downsampled to about KEPT x KEPT of them.
-DENSE = 64
-KEPT = 40
+# Factor 0. Settled by figures, see docs/research.md.
+DENSE = 64  # an image whose largest token grid has up to DENSE x DENSE tokens has little to gain
+KEPT = {10: 64, 15: 48}  # up to so many steps: K, as above K x K tokens a grid keeps about K x K
+KEPT_IN_MORE = 40  # K in more steps, and where their number is not known
+MULTIPLE = 8  # kernels that build the table of scores are slow at other numbers of keys
+WORTHWHILE = 0.8  # a grid of which more than this share would be kept stays whole
 
 
 class SettingsError(ValueError):
@@ -94,7 +97,7 @@ class Settings:
     factor: float = _setting(
         0.0,
         "Downsample factor",
-        "Divides both sides of the largest token grid. 0: chosen from the size.",
+        "Divides both sides of the largest token grid. 0: chosen from the size and the number of steps.",
         infotext="ToDo downsample factor",
         minimum=1,
         maximum=8,
@@ -125,7 +128,7 @@ class Settings:
     deeper_factor: float = _setting(
         0.0,
         "Deeper factor",
-        "The factor below depth 1. 0: half of the one above, or chosen from the size. No effect where Max depth is 1.",
+        "The factor below depth 1. 0: half of the one above, or chosen likewise. No effect where Max depth is 1.",
         infotext="ToDo deeper factor",
         minimum=1,
         maximum=8,
@@ -174,39 +177,49 @@ class Settings:
         """These settings with the hires pass's own factor, where there is one."""
         return dataclasses.replace(self, factor=self.hires_factor or self.factor)
 
-    def factor_at(self, depth: int, grid: Grid) -> float:
-        """The factor at a depth (1 is the largest grid) whose grid is (H, W).
+    def kept_grid(self, depth: int, grid: Grid, steps: int | None = None) -> Grid:
+        """The grid (h, w) that is kept of a grid (H, W) at a depth (1 is the largest grid); all of it beyond max_depth.
 
-        Where `factor` is 0, `factor_for` the grid. Otherwise `factor` at depth 1 and `deeper_factor` below. A
-        `deeper_factor` of 0 stands for half the factor of the depth above, at least 1. Depths beyond `max_depth` have
-        factor 1.
+        Where `factor` is 0, see `automatic_grid`. Otherwise h = max(1, floor(H / f)) and w likewise, with `factor` at
+        depth 1 and `deeper_factor` below. A `deeper_factor` of 0 stands for half the factor of the depth above, at
+        least 1, or for the automatic grid.
+
+        steps: the number of sampling steps of the pass; None where it is not known beforehand.
         """
         if depth > self.max_depth:
-            return 1.0
+            return grid
         if depth > 1 and self.deeper_factor:
-            return self.deeper_factor
-        if not self.factor:
-            return factor_for(grid)
-        return max(1.0, self.factor / (1 << (depth - 1)))
-
-    def kept_grid(self, depth: int, grid: Grid, steps: int | None = None) -> Grid:
-        """The grid (h, w) that is kept of a grid (H, W) at a depth (1 is the largest grid)."""
-        return kept_grid(grid, self.factor_at(depth, grid))
+            factor = self.deeper_factor
+        elif self.factor:
+            factor = max(1.0, self.factor / (1 << (depth - 1)))
+        else:
+            return automatic_grid(depth, grid, steps)
+        return kept_size(grid[0], factor), kept_size(grid[1], factor)
 
     def in_range(self, position: float) -> bool:
         """Whether the step at this position i / n of the pass's sampling steps is downsampled."""
         return self.start <= position < self.end
 
 
-def factor_for(grid: Grid) -> float:
-    """The factor that keeps about KEPT x KEPT tokens of a grid (H, W), within 1 to 8; 1 up to DENSE x DENSE tokens.
+def automatic_grid(depth: int, grid: Grid, steps: int | None) -> Grid:
+    """The grid that factor 0 keeps of a grid (H, W): about K x K tokens, with the grid's shape and in multiples of 8.
 
-    It is sqrt(H * W) / KEPT, rounded to the nearest 0.5 (ties upwards).
+    A constant K leaves the same share of a U-Net's work to self-attention at any size. The fewer the steps, the less
+    can cancel, and the larger K is.
     """
     tokens = grid[0] * grid[1]
-    if tokens <= DENSE * DENSE:
-        return 1.0
-    return min(8.0, max(1.0, math.floor(2 * math.sqrt(tokens) / KEPT + 0.5) / 2))
+    kept = next((kept for most, kept in KEPT.items() if steps is not None and steps <= most), KEPT_IN_MORE)
+    # Grids below depth 1 have more than K x K tokens only where depth 1 has more than DENSE x DENSE.
+    if tokens <= max(kept, DENSE * (depth == 1)) ** 2:
+        return grid
+    rows, columns = (_in_multiples(side * kept / math.sqrt(tokens), side) for side in grid)
+    return grid if rows * columns > WORTHWHILE * tokens else (rows, columns)
+
+
+def _in_multiples(wanted: float, side: int) -> int:
+    """The multiple of 8 that is nearest to this number of rows, at least 8; all rows of a side that has fewer."""
+    rows = max(1, math.floor(wanted / MULTIPLE + 0.5)) * MULTIPLE
+    return rows if rows <= side else side // MULTIPLE * MULTIPLE or side
 
 
 FIELDS = tuple(Field(spec.name, getattr(Settings, spec.name), **spec.metadata) for spec in dataclasses.fields(Settings))

@@ -69,14 +69,14 @@ MARKERS = (
 MEASURES = ("error", "psnr", "ssim", "detail")  # the relative error of the final latent, and see compare
 
 
-def curves(step: Callable[[], Step] = first_step) -> dict[str, list[Method]]:
+def curves(step: Callable[[], Step] = first_step, steps: int | None = None) -> dict[str, list[Method]]:
     """Name of a curve in the chart -> the methods on it, from weak to strong.
 
-    step: see `todo_lib.Patch`.
+    step, steps: see `todo_lib.Patch`.
     """
 
     def moving(factor: float = 0.0) -> Method:
-        return todo(Settings(enabled=True, factor=factor), step)
+        return todo(Settings(enabled=True, factor=factor), step, steps)
 
     return {
         PAPER: [todo(paper(factor), step) for factor in (2, 3, 4)],
@@ -236,9 +236,9 @@ def measure(model: Emoji, prompts: list[str], scenario: Scenario, store: Store, 
 
 def methods_of(model: Emoji, scenario: Scenario, progress: Progress) -> dict[str, Method]:
     """Name -> method, for all that are compared. The default settings are not among them where they stay dense."""
-    found = curves(lambda: progress.step)
+    found = curves(lambda: progress.step, scenario.made)
     latent = (scenario.size // 8, scenario.size // 8)
-    if all(depth.kept == depth.grid for depth in plan(model.unet, latent, Settings())):
+    if all(depth.kept == depth.grid for depth in plan(model.unet, latent, Settings(), scenario.made)):
         del found[DEFAULTS]
     return {method.name: method for method in itertools.chain(*found.values())}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Method:
     applied: Callable[[nn.Module], AbstractContextManager]
 
 
+DEEPER = (2, 3, 4)  # depths below the first
+
 DENSE = Method("dense", lambda unet: contextlib.nullcontext())
 
 
@@ -44,19 +47,20 @@ def paper(factor: float, deeper_factor: float = 1, **settings: Any) -> Settings:
     return Settings(enabled=True, factor=factor, max_depth=depth, deeper_factor=deeper_factor, moving=False, **settings)
 
 
-def todo(settings: Settings, step: Callable[[], Step] = first_step) -> Method:
+def todo(settings: Settings, step: Callable[[], Step] = first_step, steps: int | None = None) -> Method:
     """ToDo by its own hooks. Its name begins with "moving" where the grid moves.
 
-    step: see `todo_lib.Patch`.
+    step, steps: see `todo_lib.Patch`. Steps are named where the factor depends on them.
     """
     grid = "moving" if settings.moving else "ToDo"
-    return Method(f"{grid} {_describe(settings)}", lambda unet: Patch(unet, settings, step))
+    planned = f", {steps} steps" if steps is not None and not settings.factor else ""
+    return Method(f"{grid} {_describe(settings)}{planned}", lambda unet: Patch(unet, settings, step, steps))
 
 
 def inline(settings: Settings, latent_size: tuple[int, int]) -> Method:
-    """The paper's grid without any hook, written by hand into each attention.
+    """The paper's grid as its authors take it, in front of the projections, which shrink too. There are no hooks.
 
-    It computes the same as `todo`, for latents of this (H, W) alone.
+    It computes the same as `todo`, for latents of this (H, W) alone, and is what the paper's grid is timed by.
     """
     assert not settings.moving
     return Method(f"inline {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
@@ -81,7 +85,8 @@ FLOOR = Method("floor", lambda unet: _floor(unet))
 def _describe(settings: Settings) -> str:
     """The factors from depth 1 on, without factors of 1 at the end, and the steps where not all are in range."""
     if settings.factor:
-        factors = [settings.factor_at(depth, (1, 1)) for depth in range(1, settings.max_depth + 1)]
+        below = (settings.deeper_factor or max(1, settings.factor / 2 ** (depth - 1)) for depth in DEEPER)
+        factors = [settings.factor, *itertools.islice(below, settings.max_depth - 1)]
         while len(factors) > 1 and factors[-1] == 1:
             factors.pop()
         text = "/".join(f"{factor:g}" for factor in factors)
@@ -96,7 +101,7 @@ def _describe(settings: Settings) -> str:
 def _inline(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -> Iterator[None]:
     device = next(unet.parameters()).device
     index = {
-        depth.depth: kept_tokens(depth.grid, depth.kept, device=device)
+        depth.depth: kept_tokens(depth.grid, depth.kept).to(device)
         for depth in plan(unet, latent_size, settings)
         if depth.kept != depth.grid
     }

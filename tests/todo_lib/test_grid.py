@@ -26,16 +26,6 @@ grids = st.one_of(
 )
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_only_pinned_memory_is_copied_without_waiting(device, monkeypatch):
-    """Elsewhere (Apple's MPS) the copy may read memory that has been released by then."""
-    copied = []
-    to = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda *args, **kw: copied.append(kw) or to(*args, **kw))
-    kept_tokens((4, 4), (2, 2), device=device)
-    assert [kw.get("non_blocking", False) for kw in copied] == [False] * 2
-
-
 def torch_rows(size: int, kept: int) -> torch.Tensor:
     rows = torch.arange(size, dtype=torch.float64)[None, None]
     return F.interpolate(rows, kept, mode="nearest-exact").flatten().long()
@@ -133,19 +123,5 @@ def test_kept_tokens_at_the_usual_sizes(side, factor):
         assert_rows(torch.tensor(kept_rows(side, kept)), side, kept)
 
 
-@given(st.tuples(st.integers(1, 40), st.integers(1, 40)), factors, st.integers(1, 4))
-def test_several_grids_are_downsampled_one_by_one(grid, factor, k):
-    kept = kept_size(grid[0], factor), kept_size(grid[1], factor)
-    one = kept_tokens(grid, kept)
-    expected = torch.cat([one + i * grid[0] * grid[1] for i in range(k)])
-    assert torch.equal(kept_tokens(grid, kept, k), expected)
-
-
 def test_keeping_all_changes_nothing():
-    assert torch.equal(kept_tokens((5, 7), (5, 7), 2), torch.arange(70))
-
-
-def test_made_on_the_device():
-    """Reading a value waits for the device. On the meta device tensors have no values, so reading one would fail."""
-    tokens = kept_tokens((8, 6), (4, 3), 2, "meta")
-    assert tokens.device.type == "meta" and tokens.shape == (24,)
+    assert torch.equal(kept_tokens((5, 7), (5, 7)), torch.arange(35))

@@ -4,78 +4,131 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.todo_lib.unets import Encoder, attentions, call, inputs, patched, state
-from todo_lib.grid import head_offset, kept_rows, kept_size, kept_tokens, offset, places_of
+from todo_lib.grid import SHIFTS, kept_rows, kept_size, kept_tokens, moving_place
 from todo_lib.unet import spatial_transformers
 
 TOP = "input_blocks.1.1.transformer_blocks.0.attn1"
 
 
-# ---- the order of the offsets
+# ---- the order of the places
 
 
-@pytest.mark.parametrize("places", range(1, 9))
-def test_each_offset_comes_once_before_any_comes_again(places):
-    order = [offset(number, places) for number in range(2 * places**2)]
-    assert order[: places**2] == order[places**2 :]
-    assert set(order) == {(row, column) for row in range(places) for column in range(places)}
+def rows_and_columns(numbers, grid, kept):
+    """For each step in `numbers` of one head, which rows and which columns of the grid are kept, as 0 and 1."""
+    rows, columns = torch.zeros(len(numbers), grid[0]), torch.zeros(len(numbers), grid[1])
+    for i, step in enumerate(numbers):
+        place = moving_place(step, 0, grid, kept)
+        rows[i, kept_rows(grid[0], kept[0], place[0])] = 1
+        columns[i, kept_rows(grid[1], kept[1], place[1])] = 1
+    return rows, columns
 
 
-@pytest.mark.parametrize("places", range(2, 9))
-def test_neighbours_in_time_lie_far_apart(places):
-    for number in range(places**2):
-        row, next_row = offset(number, places)[0], offset(number + 1, places)[0]
-        assert row != next_row
-        assert len({offset(number + i, places)[0] for i in range(places)}) == places
+def times_kept(numbers, grid, kept):
+    """How often each token (H, W) is a key at these steps."""
+    rows, columns = rows_and_columns(numbers, grid, kept)
+    return rows.T @ columns
+
+
+@pytest.mark.parametrize("start", [0, 5, 1000])
+@pytest.mark.parametrize("m", range(1, 9))
+def test_each_token_is_a_key_once_in_a_round_where_the_sizes_divide(m, start):
+    grid, kept = (3 * m, 5 * m), (3, 5)
+    turn = range(start * m * m, (start + 1) * m * m)
+    assert torch.equal(times_kept(turn, grid, kept), torch.ones(grid))
+    assert torch.equal(times_kept(range(start, start + m * m), grid, kept), torch.ones(grid))  # from any step on
+
+
+SIDES = st.integers(1, 129)
+
+
+@st.composite
+def sizes(draw):
+    """A grid, and what a factor or the automatic rule keeps of it."""
+    grid = draw(SIDES), draw(SIDES)
+    kind = draw(st.sampled_from(["factor", "eights", "any"]))
+    if kind == "factor":
+        factor = draw(st.floats(1, 8))
+        return grid, (kept_size(grid[0], factor), kept_size(grid[1], factor))
+    if kind == "eights":
+        return grid, tuple(
+            draw(st.integers(max(1, side // 64), max(1, side // 8))) * 8 if side > 8 else side for side in grid
+        )
+    return grid, tuple(draw(st.integers(-(-side // 8), side)) for side in grid)
+
+
+def most(grid, kept):
+    return max(math.ceil(side / part) for side, part in zip(grid, kept, strict=True))
+
+
+@settings(max_examples=60)
+@given(sizes(), st.integers(0, 10_000))
+@example(((128, 128), (42, 42)), 0)  # two rows and columns were never a key
+@example(((96, 96), (38, 38)), 0)  # every fifth row was a key twice as often
+@example(((128, 128), (17, 17)), 3)
+@example(((128, 128), (40, 40)), 7)
+def test_each_token_is_a_key_within_four_rounds(sizes, start):
+    m = most(*sizes)
+    assert times_kept(range(start, start + 4 * m * m), *sizes).min() >= 1
+
+
+@settings(max_examples=30)
+@given(sizes())
+@example(((128, 128), (42, 42)))
+@example(((96, 96), (38, 38)))
+@example(((128, 128), (40, 40)))
+@example(((96, 160), (32, 48)))
+def test_no_token_is_favoured_in_a_long_run(sizes):
+    times = times_kept(range(most(*sizes) ** 2 * SHIFTS), *sizes)
+    assert times.max() <= 1.2 * times.min()
+
+
+@pytest.mark.parametrize("m", range(2, 9))
+def test_neighbours_in_time_lie_far_apart(m):
+    grid, kept = (4 * m, 4 * m), (4, 4)
+    for number in range(m * m):
+        rows = [kept_rows(grid[0], kept[0], moving_place(number + i, 0, grid, kept)[0])[0] for i in range(m)]
+        assert len(set(rows)) == m
 
 
 def test_two_places_are_an_ordered_dither():
-    assert [offset(number, 2) for number in range(4)] == [(1, 1), (0, 0), (1, 0), (0, 1)]
+    first = [[kept_rows(8, 4, p)[0] for p in moving_place(step, 0, (8, 8), (4, 4))] for step in range(4)]
+    assert first == [[1, 1], [0, 0], [1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("factor", range(1, 9))
-def test_the_first_offset_is_the_papers_grid_where_the_factor_is_whole(factor):
-    size = 8 * factor
-    place = offset(0, places_of(factor))
-    assert place[0] == place[1]
-    assert kept_rows(size, 8, place[0], factor) == kept_rows(size, 8)
+@pytest.mark.parametrize("m", range(1, 9))
+def test_the_first_place_is_the_papers_grid_where_the_sizes_divide(m):
+    grid, kept = (8 * m, 8 * m), (8, 8)
+    assert torch.equal(kept_tokens(grid, kept, moving_place(0, 0, grid, kept)), kept_tokens(grid, kept))
 
 
-@pytest.mark.parametrize("heads", [1, 4, 5, 8, 10])
-@pytest.mark.parametrize("places", range(1, 9))
-def test_heads_are_spread_evenly_over_the_offsets(places, heads):
-    for step in range(places**2):
-        seen = Counter(head_offset(step, head, places) for head in range(heads))
-        assert max(seen.values()) == math.ceil(heads / places**2)
+@pytest.mark.parametrize("heads", [1, 4, 5, 8, 10, 20])
+@pytest.mark.parametrize("m", range(1, 9))
+def test_heads_are_spread_evenly_over_the_places(m, heads):
+    grid, kept = (3 * m, 3 * m), (3, 3)
+    for step in range(m * m):
+        tokens = [
+            tuple(kept_tokens(grid, kept, moving_place(step, head, grid, kept)).tolist()) for head in range(heads)
+        ]
+        assert max(Counter(tokens).values()) == math.ceil(heads / m**2)
 
 
-@given(st.integers(1, 300), st.floats(1, 8))
-def test_rows_of_any_place_are_rows(size, factor):
-    kept, places = kept_size(size, factor), places_of(factor)
-    for place in range(places):
-        rows = kept_rows(size, kept, place, places)
-        assert len(rows) == kept and rows[0] >= 0 and rows[-1] < size
+@given(sizes(), st.integers(0, 1000), st.integers(0, 20))
+def test_rows_of_any_place_are_rows(sizes, step, head):
+    for side, kept, place in zip(*sizes, moving_place(step, head, *sizes), strict=True):
+        assert 0 <= place < 1
+        rows = kept_rows(side, kept, place)
+        assert len(rows) == kept and rows[0] >= 0 and rows[-1] < side
         assert rows == sorted(set(rows))
-
-
-@given(st.integers(1, 64), st.sampled_from([1, 1.5, 2, 2.5, 3, 4, 8]))
-def test_every_row_is_kept_sooner_or_later(kept, factor):
-    """Every row is kept in its turn if the factor divides the size."""
-    size = round(kept * factor)
-    if size != kept * factor or kept_size(size, factor) != kept:
-        return
-    places = places_of(factor)
-    assert {row for place in range(places) for row in kept_rows(size, kept, place, places)} == set(range(size))
 
 
 # ---- which tokens become keys
@@ -107,18 +160,17 @@ def sources(whole, kept, heads):
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (16, 16)), (3, (24, 48)), (1.5, (24, 24)), (4, (16, 8))], ids=str)
 def test_the_keys_of_each_step_and_head(sd1, factor, size):
-    """Each head keeps the tokens of its own offset. At every step it takes the next offset in the order."""
-    places, heads = places_of(factor), 8
+    """Each head keeps the tokens of its own place. At every step it takes the next place in the order."""
+    heads = 8
     kept = kept_size(size[0], factor), kept_size(size[1], factor)
     step, ever = 0, set()
     with patched(sd1, factor=factor, moving=True, index=lambda: step):
-        for step in range(places**2 + 1):
+        for step in range(most(size, kept) ** 2 + 1):
             seen = []
             with watched(sd1.get_submodule(TOP), seen):
                 call(sd1, size, seed=step)
             for head, found in enumerate(sources(*seen[0], heads)):
-                expected = kept_tokens(size, kept, offset=head_offset(step, head, places), places=places)
-                assert torch.equal(found, expected)
+                assert torch.equal(found, kept_tokens(size, kept, moving_place(step, head, size, kept)))
                 ever |= set(found.tolist()) if head == 0 else set()
     assert ever == set(range(size[0] * size[1]))
 
@@ -160,9 +212,8 @@ def test_a_controlnet_shares_the_offsets(sd1):
     watching = []
     sd1.forward = forward
     with patched(sd1, moving=True, index=lambda: 3) as patch:
-        patch.before_unet(sd1)
-        # The patch finds the copy when it is called, before its own hooks run.
-        control.register_forward_pre_hook(lambda m, args: watch(m))
+        patch.add_encoder(control)
+        watch(control)
         watch(sd1)
         call(sd1)
     del sd1.forward
@@ -181,7 +232,7 @@ def test_grids_of_a_context_are_gathered_one_by_one(sd1):
         call(sd1)
     handle.remove()
     for head, found in enumerate(sources(*seen[0], 8)):
-        one = kept_tokens((16, 16), (8, 8), offset=head_offset(1, head, 2), places=2)
+        one = kept_tokens((16, 16), (8, 8), moving_place(1, head, (16, 16), (8, 8)))
         assert torch.equal(found, torch.cat([one, one + 256]))
 
 
@@ -200,7 +251,7 @@ def test_an_attention_without_heads_has_one_offset(sd1, heads):
         call(sd1)
     attn.__class__, attn.heads = before
     (found,) = sources(*seen[0], 1)
-    assert torch.equal(found, kept_tokens((16, 16), (8, 8), offset=offset(1, 2), places=2))
+    assert torch.equal(found, kept_tokens((16, 16), (8, 8), moving_place(1, 0, (16, 16), (8, 8))))
 
 
 def test_factor_1_stays_dense_to_the_bit(sd1):
@@ -240,12 +291,21 @@ def test_errors_cancel(unet):
 # ---- cost
 
 
-def test_as_many_indices_as_offsets_for_each_grid(sd1):
-    steps = itertools.count()
-    with patched(sd1, moving=True, max_depth=2, factor=4, deeper_factor=2, index=lambda: next(steps)) as patch:
-        for _ in range(20):
-            call(sd1, (16, 16))
-        assert len(patch._indices) == 16 + 4
+def test_an_index_is_made_once_a_step_and_grid(sd1):
+    step, made = 0, []
+    plain = torch.stack
+
+    def stack(tensors, *args, **kwargs):
+        made.append(step)
+        return plain(tensors, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(torch, "stack", stack)
+        with patched(sd1, moving=True, max_depth=2, factor=4, deeper_factor=2, index=lambda: step):
+            for step in range(20):  # noqa: B007
+                for size in ((16, 16), (16, 24), (16, 16)):
+                    call(sd1, size)
+    assert made == [step for step in range(20) for _ in range(4)]
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -261,7 +321,7 @@ def test_keys_and_values_are_gathered_once_each(sd1, moving):
     with pytest.MonkeyPatch.context() as monkeypatch, patched(sd1, moving=moving):
         monkeypatch.setattr(torch.Tensor, "index_select", count)
         call(sd1)
-    assert sum(gathered.values()) == (2 * layers if moving else layers)
+    assert sum(gathered.values()) == 2 * layers
 
 
 def test_all_self_attentions_have_heads(sd1):

@@ -11,9 +11,10 @@ import pytest
 import torch
 from einops import rearrange
 from torch import nn
-from torch.nn.modules import module as torch_module
 
+from tests.todo_lib.test_patch import Tree, tree_inputs
 from tests.todo_lib.unets import SD1, Encoder, attentions, call, counted, inputs, make_unet, patched, state
+from todo_lib import Patch, Settings, Step
 from todo_lib.grid import kept_tokens
 from todo_lib.neighbours import (
     is_computed_by_hooks,
@@ -26,6 +27,7 @@ from todo_lib.unet import spatial_transformers
 from todo_lib.webui.hosts import unet_of
 
 MIDDLE = "middle_block.1.transformer_blocks.0.attn1"
+TOP = "input_blocks.1.1.transformer_blocks.0.attn1"
 
 
 # ---- ControlNet
@@ -42,32 +44,24 @@ class Control(nn.Module):
         return self.control_model(*args)
 
 
-@contextlib.contextmanager
-def controlled(unet, *controls):
-    """Let the U-Net's `forward` run the ControlNets first, as ControlNet extensions do."""
-    seen, plain = [], unet.forward
-
-    def forward(x, timesteps, context):
-        seen.extend(control(x, timesteps, context) for control in controls)
-        return plain(x + sum(control.mean() for control in seen), timesteps, context)
-
-    unet.forward = forward
-    try:
-        yield seen
-    finally:
-        del unet.forward
-
-
-def step(patch, unet, size=(16, 16)):
+def step(patch, unet, *controls, size=(16, 16)):
+    """Run the ControlNets and then the U-Net, as ControlNet extensions do. The host tells the patch of each copy."""
     patch.before_unet(unet)
-    return call(unet, size)
+    for control in controls:
+        patch.add_encoder(control.control_model)
+    with torch.no_grad():
+        latent, timesteps, context = inputs(unet, size)
+        hint = sum(control(latent, timesteps, context).mean() for control in controls)
+        return unet(latent + hint, timesteps, context)
 
 
 def test_a_copy_of_the_encoder_is_downsampled_like_the_unet(sd1):
     control = Control(sd1)
     before = state(control), state(sd1)
-    with controlled(sd1, control), patched(sd1, max_depth=2, deeper_factor=4) as patch, counted(control) as calls:
-        step(patch, sd1)
+    with patched(sd1, max_depth=2, deeper_factor=4) as patch:
+        patch.add_encoder(control.control_model)
+        with counted(control) as calls:
+            step(patch, sd1, control)
     assert {(a.split(".")[2], *calls[a]) for a in attentions(control)} == {
         *((str(i), (256, 64, 64)) for i in (1, 2)),
         *((str(i), (64, 4, 4)) for i in (4, 5)),
@@ -80,27 +74,47 @@ def test_a_copy_of_the_encoder_is_downsampled_like_the_unet(sd1):
 
 def test_each_copy_is_counted_once(sd1):
     first, second = Control(sd1), Control(sd1)
-    with controlled(sd1, first, second), patched(sd1) as patch:
+    with patched(sd1) as patch:
         for _ in range(3):
-            step(patch, sd1)
+            step(patch, sd1, first, second)
     assert "(9 layers, 4 of them in ControlNet)" in str(patch.report)
 
 
 def test_a_copy_that_starts_in_a_later_step(sd1):
-    control = Control(sd1)
-    with patched(sd1) as patch, counted(control) as calls:
+    control, position = Control(sd1), 0.0
+    with patched(sd1, progress=lambda: position) as patch:
         step(patch, sd1)
-        with controlled(sd1, control):
-            step(patch, sd1)
-        step(patch, sd1)
-    assert calls["control_model.input_blocks.1.1.transformer_blocks.0.attn1"] == [(256, 64, 64)]
+        position = 0.5
+        step(patch, sd1, control)
+    assert "2 of 2 steps (ControlNet in 1)" in str(patch.report)
 
 
 def test_steps_out_of_range_leave_the_copy_dense(sd1):
     control = Control(sd1)
-    with controlled(sd1, control), patched(sd1, end=0.5, progress=lambda: 0.5) as patch, counted(control) as calls:
-        step(patch, sd1)
+    with patched(sd1, end=0.5, progress=lambda: 0.5) as patch, counted(control) as calls:
+        step(patch, sd1, control)
     assert all(queries == keys for a in attentions(control) for queries, keys, _ in calls[a])
+
+
+def test_a_copy_is_patched_no_longer_when_another_unet_takes_over(sd1, sdxl):
+    control = Control(sd1)
+    before = state(control)
+    with patched(sd1) as patch:
+        step(patch, sd1, control)
+        patch.before_unet(sdxl)
+        assert state(control) == before
+
+
+@pytest.mark.parametrize("announce", ["before_unet", "add_encoder"])
+def test_a_patch_that_is_not_on_takes_no_announcement(sd1, sdxl, announce):
+    before = state(sd1), state(sdxl)
+    patch = patched(sd1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=announce):
+            getattr(patch, announce)(sdxl)
+        assert (state(sd1), state(sdxl)) == before
+        with patch:
+            call(sd1)
 
 
 def test_depths_of_a_copy_are_those_of_the_unet(sd1):
@@ -113,40 +127,11 @@ def test_depths_of_a_copy_are_those_of_the_unet(sd1):
     }
     assert not spatial_transformers(Encoder(fewer), {0: 1})
     control = Control(fewer)
-    with controlled(sd1, control), patched(sd1, max_depth=2, deeper_factor=4) as patch, counted(control) as calls:
-        step(patch, sd1)
+    with patched(sd1, max_depth=2, deeper_factor=4) as patch:
+        patch.add_encoder(control.control_model)
+        with counted(control) as calls:
+            step(patch, sd1, control)
     assert calls["control_model.input_blocks.4.1.transformer_blocks.0.attn1"] == [(64, 4, 4)]
-
-
-def test_a_unet_with_a_decoder_is_no_copy(sd1):
-    """Another extension may run a U-Net of its own between the steps."""
-    other = make_unet(seed=5, **SD1)
-    with patched(sd1) as patch:
-        patch.before_unet(sd1)
-        dense = call(other)
-        call(sd1)
-    assert torch.equal(dense, call(other))
-
-
-def test_the_watch_for_copies_ends_with_the_first_block(sd1):
-    watching = []
-    handle = sd1.input_blocks[1].register_forward_pre_hook(
-        lambda *args: watching.append(len(torch_module._global_forward_pre_hooks))
-    )
-    with patched(sd1) as patch:
-        patch.before_unet(sd1)
-        assert len(torch_module._global_forward_pre_hooks) == 1
-        call(sd1)
-        patch.before_unet(sd1)
-        patch.before_unet(sd1)
-    handle.remove()
-    assert watching == [0] and not torch_module._global_forward_pre_hooks
-
-
-def test_nothing_watches_over_a_model_without_self_attention():
-    with patched(nn.Linear(2, 2)) as patch:
-        patch.before_unet(nn.Linear(2, 2))
-        assert not torch_module._global_forward_pre_hooks
 
 
 # ---- guidance that relies on as many keys as queries
@@ -300,45 +285,105 @@ def test_wrappers_that_name_what_they_wrap_are_no_other_computation(sd1):
     del attn.forward
 
 
-def pass_on(plain, *args, **kwargs):
-    return plain(*args, **kwargs)
-
-
 class PassOn:
+    """A wrapper that may do anything else at any time."""
+
     def __init__(self, plain):
         self.plain = plain
 
     def __call__(self, *args, **kwargs):
         return self.plain(*args, **kwargs)
 
+    def attend(self, *args, **kwargs):
+        return self.plain(*args, **kwargs)
 
-def assert_downsampled_all_the_same(unet, expected):
-    """Wrappers on all self-attentions change nothing. They are taken off afterwards."""
+
+def pass_on(plain, *args, **kwargs):
+    return plain(*args, **kwargs)
+
+
+def empty_cell(plain):
+    def forward(*args, **kwargs):
+        return plain(*args, **kwargs) if later is None else later
+
+    if plain is None:
+        later = None
+    return forward
+
+
+def leads_back(plain):
+    def forward(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    forward.__wrapped__ = forward
+    return forward
+
+
+@contextlib.contextmanager
+def wrapped_by(wrap, *modules):
+    for attn in modules:
+        attn.forward = wrap(attn.forward)
     try:
-        with patched(unet, max_depth=4) as patch:
-            assert torch.equal(call(unet), expected)
+        yield
     finally:
-        for attn in attentions(unet).values():
+        for attn in modules:
             del attn.forward
-    assert Reason.COMPUTATION not in patch.report.left_layers
 
 
 @pytest.mark.parametrize(
     "wrap",
     [
         lambda plain: lambda *args, **kwargs: plain(*args, **kwargs),
+        lambda plain: lambda *args, plain=plain, **kwargs: plain(*args, **kwargs),
         lambda plain: functools.partial(pass_on, plain),
         PassOn,
+        lambda plain: PassOn(plain).attend,
+        leads_back,
     ],
-    ids=["function", "partial", "object"],
+    ids=["closure", "default", "partial", "object", "method", "loop"],
 )
-def test_what_wraps_all_of_them_for_good_is_no_other_computation(sd1, wrap):
-    wrapped = list(attentions(sd1).values())
-    with patched(sd1, max_depth=4):
-        expected = call(sd1)
-    for attn in wrapped:
-        attn.forward = wrap(attn.forward)
-    assert_downsampled_all_the_same(sd1, expected)
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_wrapper_that_does_not_name_what_it_wraps_is_left_alone(sd1, wrap, cross, moving):
+    """Whether cross-attentions have it too or not: nobody can see what it will do."""
+    dense, both = call(sd1), [*attentions(sd1).values(), *(attentions(sd1, "attn2").values() if cross else ())]
+    with wrapped_by(wrap, *both), patched(sd1, max_depth=4, moving=moving) as patch:
+        assert torch.equal(call(sd1), dense)
+    assert patch.report.left_layers == {Reason.COMPUTATION: set(attentions(sd1))}
+
+
+def test_a_wrapper_with_an_empty_cell(sd1):
+    """It cannot be called yet, but another layer's hooks are installed all the same."""
+    attn, other = sd1.get_submodule(TOP), sd1.get_submodule(TOP.replace("attn1", "attn2"))
+    with wrapped_by(empty_cell, attn, other), patched(sd1) as patch:
+        assert not patch.report.left_layers
+    with patched(sd1) as patch:
+        call(sd1)
+    assert patch.report.layers
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_at_least_half_are_replaced_while_a_switch_is_on(sd1, moving):
+    """Some guidance returns the values themselves, with as many tokens as queries, in calls of its own."""
+    active = []
+
+    def guided(attn):
+        old, to_out, to_v = attn.forward, attn.to_out, attn.to_v
+        return lambda x, context=None, mask=None: to_out(to_v(x)) if active else old(x, context, mask)
+
+    replaced = list(attentions(sd1).values())[:10]
+    for attn in replaced:
+        attn.forward = guided(attn)
+    try:
+        with patched(sd1, max_depth=4, moving=moving) as patch:
+            call(sd1)
+            active.append(True)
+            call(sd1)
+    finally:
+        for attn in replaced:
+            del attn.forward
+    assert len(patch.report.left_layers[Reason.COMPUTATION]) == 10
+    assert sum(len(names) for names in patch.report.layers.values()) == 6
 
 
 def test_a_wrapper_that_stays_when_the_implementation_is_changed(sd1, monkeypatch):
@@ -353,7 +398,13 @@ def test_a_wrapper_that_stays_when_the_implementation_is_changed(sd1, monkeypatc
             lambda *args, params=params, **kwargs: params.forward(*args, **kwargs)
         )
     monkeypatch.setattr(type(wrapped[0]), "forward", lambda self, *args, **kwargs: plain(self, *args, **kwargs))
-    assert_downsampled_all_the_same(sd1, expected)
+    try:
+        with patched(sd1, max_depth=4) as patch:
+            assert torch.equal(call(sd1), expected)
+    finally:
+        for attn in wrapped:
+            del attn.forward
+    assert Reason.COMPUTATION not in patch.report.left_layers
 
 
 def test_steps_in_which_no_layer_runs_are_counted(sd1):
@@ -505,9 +556,6 @@ def with_forward(module, forward):
     return setting()
 
 
-TOP = "input_blocks.1.1.transformer_blocks.0.attn1"
-
-
 def embedded(projection, tokens):
     """ControlNet-LLLite: its own forward joins the tokens with an embedding of the whole grid."""
     embedding = torch.linspace(-1, 1, tokens)[None, :, None]
@@ -522,7 +570,7 @@ def embedded(projection, tokens):
 @pytest.mark.parametrize("moving", [False, True])
 def test_a_projection_that_counts_the_tokens_sees_all_of_them(sd1, moving):
     attn = sd1.get_submodule(TOP)
-    index = kept_tokens((16, 16), (8, 8), offset=(1, 1), places=2)
+    index = kept_tokens((16, 16), (8, 8))
     with embedded(attn.to_k, 256), embedded(attn.to_v, 256):
         seen, expected = [], []
         watch = attn.to_k.register_forward_hook(lambda m, args, output: expected.append(output[:, index]))
@@ -535,19 +583,6 @@ def test_a_projection_that_counts_the_tokens_sees_all_of_them(sd1, moving):
     assert seen[0].shape[1] == 64 and TOP in patch.report.layers[1, (16, 16), (8, 8)]
     heads = slice(0, 4) if moving else slice(None)  # the first head begins with the paper's grid
     assert torch.equal(seen[0][..., heads], expected[0][..., heads])
-
-
-def test_a_projection_with_its_own_forward_put_back_is_an_ordinary_one(sd1):
-    """Extensions leave a projection like this when they are switched off."""
-    attn = sd1.get_submodule(TOP)
-    handed = []
-    with patched(sd1):
-        expected = call(sd1)
-    with with_forward(attn.to_k, attn.to_k.forward), patched(sd1):
-        watch = attn.to_k.register_forward_hook(lambda m, args, output: handed.append(args[0].shape[1]))
-        assert torch.equal(call(sd1), expected)
-        watch.remove()
-    assert handed == [64]
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -705,49 +740,153 @@ def test_a_compiled_unet_is_left_and_named(compiled):
         if on:
             left, done = patch.report.left_layers[Reason.COMPILED], set().union(*patch.report.layers.values())
             assert not left & done and len(left | done) == 5
-            assert f"{len(left)} layers left to another patch that has compiled them" in str(patch.report)
+            assert f"{len(left)} layers left dense, as they are compiled" in str(patch.report)
     on, off, again = results
     assert torch.equal(on, again)
     assert torch.allclose(off, call(make_unet(**SD1)), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", [(True, True), (False, True, True), (True, False, True)], ids=str)
+def test_a_unet_that_is_compiled_inside_the_hosts_call(order):
+    """Hosts compile a U-Net in its first call, when hooks are there already or not yet. It is always left and named."""
+    torch._dynamo.reset()
+    unet = Tree()
+    arguments = tree_inputs((8, 8))
+    with torch.no_grad():
+        dense, compiled = unet(*arguments), None
+        for on in order:
+            with patched(unet) if on else contextlib.nullcontext() as patch:
+                for _ in range(2):
+                    if on:
+                        patch.before_unet(unet)
+                    if compiled is None:
+                        compiled = torch.compile(unet, backend="eager")
+                    assert torch.allclose(compiled(*arguments), dense, atol=1e-5)
+            if on:
+                assert str(patch.report) == "nothing downsampled, 1 layer left dense, as they are compiled"
+    torch._dynamo.reset()
+
+
 # ---- foreign modules
 
 
-class Foreign(nn.Module):
-    """A module that has input_blocks, but is otherwise no encoder."""
-
-    def __init__(self, blocks):
-        super().__init__()
-        self.input_blocks = blocks
-
-    def forward(self, x):
-        return x
-
-
-@pytest.mark.parametrize(
-    "blocks",
-    [nn.ModuleList(), nn.Linear(1, 1), nn.Sequential(nn.Conv2d(4, 4, 3, stride=2))],
-    ids=["none", "one", "two"],
-)
-def test_foreign_modules_run_where_controlnets_are_looked_for(sd1, blocks):
-    foreign = Foreign(blocks)
-    with controlled(sd1, lambda x, *args: foreign(x)), patched(sd1) as patch:
-        step(patch, sd1)
-    assert "(5 layers)" in str(patch.report)
-
-
 def test_an_encoder_without_a_middle_block(sd1):
-    control = Control(sd1)
-    del control.control_model.middle_block
-    control.control_model.forward = lambda x, timesteps, context: control.control_model.input_blocks[1](
-        control.control_model.input_blocks[0](x, None, None),
-        control.control_model.time_embed(torch.zeros(1, 32)),
-        context,
+    control = Encoder(copy.deepcopy(sd1))
+    del control.middle_block
+    with patched(sd1) as patch, torch.no_grad():
+        patch.add_encoder(control)
+        x, _, context = inputs(sd1, (16, 16))
+        emb = control.time_embed(torch.zeros(1, 32))
+        control.input_blocks[1](control.input_blocks[0](x, emb, context), emb, context)
+    assert "(1 layer, 1 of them in ControlNet)" in str(patch.report)
+
+
+@pytest.mark.parametrize("missing", ["middle_block", "input_blocks.5", "output_blocks.2"])
+def test_a_distilled_unet_lacks_some_blocks(sd1, missing):
+    """reForge has None in their place."""
+    unet = copy.deepcopy(sd1)
+    parent, _, name = missing.rpartition(".")
+    unet.get_submodule(parent)._modules[name] = None
+    left = [t.name for t in spatial_transformers(unet)]
+    assert left == [t.name for t in spatial_transformers(sd1) if not t.name.startswith(missing + ".")]
+    depths = {t.name: t.depth for t in spatial_transformers(sd1)}
+    assert all(t.depth == depths[t.name] for t in spatial_transformers(unet))
+    with patched(unet, max_depth=4):
+        pass
+
+
+class Replaced(nn.Module):
+    """Layer diffusion puts a module of its own in the place of a self-attention."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.inner = [attn]
+
+    def forward(self, x, context=None, **kwargs):
+        return self.inner[0](x, context)
+
+
+@pytest.mark.parametrize("halved", [0, 1])
+def test_a_module_in_the_place_of_a_self_attention(halved):
+    """Depths are numbered by the grids, whether or not their layers can be served."""
+    unet = make_unet(**SD1)
+    transformers = [t for t in spatial_transformers(unet) if t.halvings == halved]
+    for transformer in transformers:
+        block = transformer.module.transformer_blocks[0]
+        block.attn1 = Replaced(block.attn1)
+    assert {t.halvings: t.depth for t in spatial_transformers(unet)} == {0: 1, 1: 2, 2: 3, 3: 4}
+    names = {name for t in transformers for name in t.attentions}
+    with patched(unet, max_depth=2, deeper_factor=4) as patch, counted(unet) as calls:
+        call(unet)
+    served = {1: (64, 4, 4), 0: (256, 64, 64)}[1 - halved]
+    assert {calls[n][0] for t in spatial_transformers(unet) if t.halvings == 1 - halved for n in t.attentions} == {
+        served
+    }
+    assert patch.report.left_layers == {Reason.COMPUTATION: names}
+
+
+def test_all_self_attentions_replaced_are_still_self_attention():
+    unet = make_unet(**SD1)
+    for transformer in spatial_transformers(unet):
+        block = transformer.module.transformer_blocks[0]
+        block.attn1 = Replaced(block.attn1)
+    with patched(unet, max_depth=4) as patch:
+        call(unet)
+    assert str(patch.report) == (
+        "nothing downsampled, 16 layers left to another patch that computes their attention itself"
     )
-    with controlled(sd1, control), patched(sd1) as patch:
-        step(patch, sd1)
-    assert "(6 layers, 1 of them in ControlNet)" in str(patch.report)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_keys_and_values_by_one_module_are_left_alone(moving):
+    unet = make_unet(**SD1)
+    attn = unet.get_submodule(TOP)
+    attn.to_v = attn.to_k
+    dense = call(unet)
+    with patched(unet, moving=moving) as patch, counted(unet) as calls:
+        assert not torch.equal(call(unet), dense)  # by the other layers
+    assert calls[TOP][0][1] == 256
+    assert patch.report.left_layers == {Reason.COMPUTATION: {TOP}}
+
+
+# ---- calls by other hands
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_projection_called_outside_a_transformers_call_sees_all_tokens(sd1, failed):
+    attn, x = sd1.get_submodule(TOP), torch.randn(1, 256, 32)
+    dense = attn.to_k(x)
+    with patched(sd1):
+        if failed:
+            with pytest.raises(ZeroDivisionError), attn.to_out.register_forward_pre_hook(lambda *args: 1 / 0):
+                call(sd1)
+        else:
+            call(sd1)
+        assert torch.equal(attn.to_k(x), dense)
+
+
+@torch.no_grad()
+def test_a_transformer_called_without_its_hooks_stays_dense(sd1):
+    """Code that calls `forward` itself passes all hooks by, and what an earlier call decided has ended with it."""
+    transformer, position = sd1.input_blocks[1][1], 0.0
+    x, context = torch.randn(1, 32, 16, 16), torch.randn(1, 7, 16)
+    dense = transformer(x, context)
+    with patched(sd1, end=0.5, progress=lambda: position):
+        assert not torch.equal(transformer(x, context), dense)
+        position = 0.5
+        assert torch.equal(transformer.forward(x, context), dense)
+
+
+def test_calls_that_belong_to_no_step_stay_dense(sd1):
+    dense, step = call(sd1), Step(0, 0.0)
+    with Patch(sd1, Settings(enabled=True, factor=2), lambda: step) as patch:
+        assert not torch.equal(call(sd1), dense)
+        step = None
+        patch.before_unet(sd1)
+        assert torch.equal(call(sd1), dense)
+    assert patch.report.steps == {0.0}
 
 
 @pytest.mark.parametrize("moving", [False, True])

@@ -65,12 +65,12 @@ def test_steps_that_were_planned(sd1):
 
 
 def test_a_controlnet_in_some_of_the_steps():
-    report = Report()
+    report = Report(control={"copy's a"})
     for position in (0, 0.25, 0.5):
-        report.unet_called(position)
-        report.downsampled("a", 1, (8, 8), (4, 4), position)
+        report.unet_called(position, True)
+        report.downsampled("a", 1, (8, 8), (4, 4), position, 0)
         if position == 0.25:
-            report.downsampled("ControlNet 1: a", 1, (8, 8), (4, 4), position)
+            report.downsampled("copy's a", 1, (8, 8), (4, 4), position, 0)
     assert str(report).startswith("3 of 3 steps (ControlNet in 1) [")
     assert str(report).endswith("(2 layers, 1 of them in ControlNet)]")
 
@@ -106,10 +106,25 @@ def test_a_model_without_self_attention():
     assert str(patch.report) == "nothing downsampled, this model has no U-Net self-attention"
 
 
-def test_a_unet_that_did_not_run(sd1):
+def test_a_unet_whose_self_attentions_did_not_run(sd1):
     with patched(sd1) as patch:
-        pass
+        patch.before_unet(sd1)
     assert str(patch.report) == "nothing downsampled, the U-Net's own self-attentions did not run"
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (None, "no sampling step was made"),
+        (0, "no sampling step was made"),  # hires denoising 0
+        (20, "it ended before its first sampling step"),  # Skip or Interrupt
+    ],
+)
+@pytest.mark.parametrize("factor", [0, 2])
+def test_a_sampling_without_a_call_of_the_unet(sd1, steps, reason, factor):
+    with patched(sd1, steps=steps, factor=factor) as patch:
+        pass
+    assert str(patch.report) == f"nothing downsampled, {reason}"
 
 
 def every_second(module, args, kwargs):

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from todo_lib import FIELDS, Settings, SettingsError, __version__
-from todo_lib.settings import DENSE, KEPT, factor_for
+from todo_lib.grid import kept_size
+from todo_lib.settings import DENSE, KEPT, KEPT_IN_MORE, WORTHWHILE, automatic_grid
 from todo_lib.webui.arguments import settings_from
 from todo_lib.webui.infotext import KEYS, from_infotext, to_infotext
 
@@ -212,16 +213,20 @@ def test_labels_of_the_contract():
 # ---- factors and steps
 
 
-GRID = (64, 64)  # a given factor does not depend on the size
+GRID = (120, 240)
 
 
-def factors_at(settings, grid=GRID):
-    return [settings.factor_at(depth, grid) for depth in (1, 2, 3, 4)]
+def kept_at(settings, grid=GRID, steps=None):
+    return [settings.kept_grid(depth, grid, steps) for depth in (1, 2, 3, 4)]
 
 
-def test_factor_at_a_depth():
-    assert factors_at(Settings(factor=3, deeper_factor=1.5, max_depth=3)) == [3, 1.5, 1.5, 1]
-    assert factors_at(Settings(factor=3, deeper_factor=6, max_depth=1)) == [3, 1, 1, 1]
+def kept_by(*factors):
+    return [(kept_size(GRID[0], factor), kept_size(GRID[1], factor)) for factor in factors]
+
+
+def test_factors_at_a_depth():
+    assert kept_at(Settings(factor=3, deeper_factor=1.5, max_depth=3)) == kept_by(3, 1.5, 1.5, 1)
+    assert kept_at(Settings(factor=3, deeper_factor=6, max_depth=1)) == kept_by(3, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -237,59 +242,88 @@ def test_factor_at_a_depth():
     ],
 )
 def test_deeper_factor_0_is_half_of_the_one_above(factor, factors):
-    assert factors_at(Settings(factor=factor, max_depth=4)) == factors
+    assert kept_at(Settings(factor=factor, max_depth=4)) == kept_by(*factors)
     for max_depth in (1, 2, 3):
-        assert factors_at(Settings(factor=factor, max_depth=max_depth))[max_depth:] == [1] * (4 - max_depth)
+        assert kept_at(Settings(factor=factor, max_depth=max_depth))[max_depth:] == [GRID] * (4 - max_depth)
+
+
+@pytest.mark.parametrize("steps", [None, 4, 20])
+def test_a_chosen_factor_does_not_depend_on_the_steps(steps):
+    assert kept_at(Settings(factor=5, max_depth=4), steps=steps) == kept_by(5, 2.5, 1.25, 1)
+
+
+# ---- factor 0
+
+
+SIDES = st.integers(1, 1024)
+STEPS = st.none() | st.integers(0, 150)
+
+
+def most_keys(steps):
+    """K as the contract has it."""
+    return 64 if steps is not None and steps <= 10 else 48 if steps is not None and steps <= 15 else 40
+
+
+@given(st.integers(1, 4), SIDES, SIDES, STEPS)
+def test_the_automatic_grid(depth, height, width, steps):
+    k, tokens = most_keys(steps), height * width
+    kept = automatic_grid(depth, (height, width), steps)
+    assert automatic_grid(depth, (width, height), steps) == kept[::-1]
+    if tokens <= k * k or (depth == 1 and tokens <= 64 * 64):
+        assert kept == (height, width)
+        return
+    wanted = []
+    for side in (height, width):
+        nearest = max(8, 8 * math.floor(side * k / math.sqrt(tokens) / 8 + 0.5))
+        wanted.append(min(nearest, side // 8 * 8 or side))
+    assert kept == (tuple(wanted) if math.prod(wanted) <= 0.8 * tokens else (height, width))
 
 
 @pytest.mark.parametrize(
-    ("grid", "factor"),
+    ("grid", "steps", "kept"),
     [
-        ((64, 64), 1),  # the largest grid that stays dense
-        ((1, 1), 1),
-        ((128, 32), 1),
-        ((32, 128), 1),
+        ((128, 128), 20, (40, 40)),
+        ((128, 128), 16, (40, 40)),
+        ((128, 128), None, (40, 40)),
+        ((128, 128), 15, (48, 48)),
+        ((128, 128), 11, (48, 48)),
+        ((128, 128), 10, (64, 64)),
+        ((128, 128), 4, (64, 64)),
+        ((96, 160), 20, (32, 48)),
+        ((64, 64), 20, (64, 64)),
+        ((72, 64), 20, (40, 40)),
+        ((72, 64), 8, (72, 64)),  # 64 x 64 would be 89 %
+        ((7, 900), 20, (7, 456)),
+        ((2048, 2048), 20, (40, 40)),
     ],
+    ids=str,
 )
-def test_factor_for_small_grids(grid, factor):
-    assert factor_for(grid) == factor
+def test_the_automatic_grid_at_depth_1(grid, steps, kept):
+    assert automatic_grid(1, grid, steps) == kept
 
 
-SIDES = st.integers(1, 2048)
+def test_a_grid_below_depth_1_is_downsampled_as_soon_as_it_is_larger():
+    assert automatic_grid(2, (48, 48), 20) == (40, 40)
+    assert automatic_grid(1, (48, 48), 20) == (48, 48)  # an image of this size has little to gain
 
 
-@given(SIDES, SIDES)
-def test_factor_for_is_the_nearest_half(height, width):
-    factor = factor_for((height, width))
-    if height * width <= DENSE**2:
-        assert factor == 1
-        return
-    ideal = math.sqrt(height * width) / KEPT
-    assert factor * 2 == int(factor * 2) and 1 <= factor <= 8
-    assert abs(factor - min(8, max(1, ideal))) <= 0.25 + 1e-9
-    assert factor_for((width, height)) == factor
-
-
-def test_factor_for_grows_with_the_grid():
-    factors = [factor_for((side, side)) for side in range(64, 1024)]
-    assert factors == sorted(factors)
-    assert factors[0] == 1 and factors[1] > 1 and factors[-1] == 8
-    assert factor_for((5 * KEPT // 2, 5 * KEPT // 2)) == 2.5
-    assert factor_for((9 * KEPT // 4, 9 * KEPT // 4)) == 2.5  # 2.25 lies halfway between two factors: it is rounded up
+def test_no_image_that_stays_dense_at_depth_1_is_downsampled_below():
+    """This follows from the constants: a grid at depth 2 has at least a quarter of the tokens of the largest one."""
+    assert 2 * min(*KEPT.values(), KEPT_IN_MORE) >= DENSE
+    assert WORTHWHILE < 1
 
 
 def test_factor_0_looks_at_each_grid():
-    settings = Settings(max_depth=4)
     for grid in ((64, 64), (96, 96), (128, 128), (256, 256)):
-        assert factors_at(settings, grid) == [factor_for(grid)] * 4
-    assert factors_at(Settings(), (256, 256)) == [factor_for((256, 256))] * 2 + [1, 1]
-    assert factors_at(Settings(deeper_factor=3, max_depth=3), (256, 256)) == [factor_for((256, 256)), 3, 3, 1]
+        assert kept_at(Settings(max_depth=4), grid) == [automatic_grid(depth, grid, None) for depth in (1, 2, 3, 4)]
+    assert kept_at(Settings(), (256, 256), 8) == [(64, 64)] * 2 + [(256, 256)] * 2
+    assert kept_at(Settings(deeper_factor=4, max_depth=3), (256, 256)) == [(40, 40), (64, 64), (64, 64), (256, 256)]
 
 
 def test_hires_pass():
     settings = Settings(True, 2, 3, 0.1, 0.9, 0, "both", 4, False)
     assert settings.for_hires_pass() == dataclasses.replace(settings, factor=4)
-    assert factors_at(settings.for_hires_pass()) == [4, 2, 1, 1]
+    assert kept_at(settings.for_hires_pass()) == kept_by(4, 2, 1, 1)
     for factor in (0, 3):
         settings = Settings(factor=factor, hires_factor=0)
         assert settings.for_hires_pass() == settings

@@ -121,11 +121,16 @@ def at_any_size() -> Iterator[None]:
 
 
 def patched(
-    unet: nn.Module, *, progress: Callable[[], float] = lambda: 0.0, index: Callable[[], int] = lambda: 0, **settings
+    unet: nn.Module,
+    *,
+    progress: Callable[[], float] = lambda: 0.0,
+    index: Callable[[], int] = lambda: 0,
+    steps: int | None = None,
+    **settings,
 ) -> Patch:
     """A patch with the paper's grid and factor 2 at depth 1 alone, unless the settings say otherwise."""
     chosen = {"factor": 2, "max_depth": 1, "deeper_factor": 2, "moving": False, **settings}
-    return Patch(unet, Settings(enabled=True, **chosen), lambda: Step(index(), progress()))
+    return Patch(unet, Settings(enabled=True, **chosen), lambda: Step(index(), progress()), steps)
 
 
 # ---- the reference: the same computation, written a second time
@@ -183,6 +188,8 @@ def counted(unet: nn.Module) -> Iterator[dict[str, list[tuple[int, int, int]]]]:
 
     for kind in ("attn1", "attn2"):
         for name, attn in attentions(unet, kind).items():
+            if not hasattr(attn, "to_q"):  # a module in the place of an attention
+                continue
             for part in ("to_q", "to_k", "to_v"):
                 handles.append(getattr(attn, part).register_forward_hook(counter(name, part)))
     try:

@@ -263,8 +263,8 @@ class Record:
 
 
 def kept_grid(grid, factor):
-    """The grid of keys that the contract wants."""
-    return tuple(max(1, int(size / factor)) for size in grid)
+    """The grid of keys that the contract wants. Factor 0 is told by that grid itself, (h, w)."""
+    return factor if isinstance(factor, tuple) else tuple(max(1, int(size / factor)) for size in grid)
 
 
 def kept_lines(size, kept, p):
@@ -278,19 +278,22 @@ def kept_rows(grid, factor, p=(Fraction(1, 2), Fraction(1, 2))):
     return tuple(row * grid[1] + column for row in lines[0] for column in lines[1])
 
 
+def places_of(size, kept):
+    """One p for each choice of rows that a moving grid has. They are (2j + 1) / (2m) where size = m * kept."""
+    ends = sorted({Fraction(row * kept, size) % 1 for row in range(size)})
+    return [(one + other) / 2 for one, other in zip(ends, [*ends[1:], 1], strict=True)]
+
+
 @functools.cache
 def moving_rows(grid, factor):
-    """Source tokens -> the offsets at which a moving grid takes exactly these. A small grid may have several."""
-    m = math.ceil(factor)
-    places = [Fraction(2 * j + 1, 2 * m) for j in range(m)]
-    found = {}
-    for offset in itertools.product(range(m), repeat=2):
-        found.setdefault(kept_rows(grid, factor, [places[j] for j in offset]), set()).add(offset)
-    return found
+    """Source tokens -> the offset at which a moving grid takes exactly these: the numbers of its two places."""
+    places = [places_of(size, kept) for size, kept in zip(grid, kept_grid(grid, factor), strict=True)]
+    offsets = itertools.product(*map(range, map(len, places)))
+    return {kept_rows(grid, factor, (places[0][i], places[1][j])): (i, j) for i, j in offsets}
 
 
 def offsets_of(attention, factor, grids=1):
-    """For each head, the possible offsets of its keys and values. None if they match none of the m * m offsets.
+    """For each head, the offset of its keys and values. None if they match none that there are.
 
     grids: the number of whole grids that the keys are made from. All have to be downsampled alike.
     """
@@ -302,12 +305,15 @@ def offsets_of(attention, factor, grids=1):
     for head in rows if len(rows) > 1 else rows * attention.heads:
         n = len(head) // grids
         parts = [tuple(token - i * size for token in head[i * n : (i + 1) * n]) for i in range(grids)]
-        found.append(set.intersection(*(wanted.get(part, set()) for part in parts)))
-    return found if all(found) else None
+        found.append({wanted.get(part) for part in parts})
+    return [one.pop() for one in found] if all(len(one) == 1 and None not in one for one in found) else None
 
 
 class Offsets(dict):
-    """(sampling, step) -> (places m, heads) -> for each head, the offsets that all self-attentions have in common."""
+    """(sampling, step) -> (places, heads) -> for each head, the offset that all self-attentions have in common.
+
+    The places are m, where both sides of the grid are m times the kept ones. Grids of other sizes are each for itself.
+    """
 
     def add(self, attention, factor, step, grids=1):
         """Add one self-attention. Returns a text that says what is wrong with it, or None."""
@@ -315,21 +321,21 @@ class Offsets(dict):
         if found is None:
             return "keys from the wrong places"
         of_step = self.setdefault((attention.sampling, step), {})
-        kind = math.ceil(factor), attention.heads
-        common = [one & other for one, other in zip(of_step.get(kind, found), found, strict=True)]
-        if not all(common):
+        kept = kept_grid(attention.grid, factor)
+        ratios = {Fraction(size, part) for size, part in zip(attention.grid, kept, strict=True)}
+        m = next(iter(ratios)) if len(ratios) == 1 else None
+        kind = m if m and m.denominator == 1 else (attention.grid, kept), attention.heads
+        if of_step.setdefault(kind, found) != found:
             return "another offset than in the same step before"
-        of_step[kind] = common
         return None
 
     def of_sampling(self, sampling, places):
-        """The offsets of each step of a sampling, as a tuple of heads. Each has to be known for certain."""
+        """The offsets of each step of a sampling, as a tuple of heads."""
         found = {}
         for (number, step), kinds in self.items():
             for (m, _), heads in kinds.items():
                 if number == sampling and m == places:
-                    assert all(len(one) == 1 for one in heads), heads
-                    found[step] = tuple(next(iter(one)) for one in heads)
+                    found[step] = tuple(heads)
         return found
 
 

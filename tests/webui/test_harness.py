@@ -1,9 +1,11 @@
 """The harness itself, with ToDo switched off, because the other tests here rely on it."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from tests.webui.client import Attention, Offsets, RequestFailed, changes, kept_grid, kept_rows, moving_rows
+from tests.webui.client import Attention, Offsets, RequestFailed, changes, kept_grid, kept_rows, moving_rows, places_of
 
 # The token grids of a 128x64 image by depth, and the number of self-attentions on each.
 SD1 = {(8, 16): 5, (4, 8): 5, (2, 4): 5, (1, 2): 1}
@@ -128,9 +130,10 @@ def test_expected_rows():
     assert kept_grid((8, 16), 2) == (4, 8) and kept_grid((5, 3), 8) == (1, 1)
     assert kept_rows((4, 4), 2) == (5, 7, 13, 15)
     assert kept_rows((1, 5), 1.5) == (0, 2, 4)
-    assert moving_rows((4, 2), 2) == {(0, 4): {(0, 0)}, (1, 5): {(0, 1)}, (2, 6): {(1, 0)}, (3, 7): {(1, 1)}}
-    assert moving_rows((1, 1), 3) == {(0,): {(row, column) for row in range(3) for column in range(3)}}
-    assert set(moving_rows((1, 5), 1.5)) == {(0, 2, 3), (1, 2, 4)}
+    assert moving_rows((4, 2), 2) == {(0, 4): (0, 0), (1, 5): (0, 1), (2, 6): (1, 0), (3, 7): (1, 1)}
+    assert moving_rows((1, 1), 3) == {(0,): (0, 0)}
+    assert set(moving_rows((1, 5), 1.5)) == {(0, 1, 3), (0, 2, 3), (0, 2, 4), (1, 2, 4), (1, 3, 4)}
+    assert places_of(6, 3) == [Fraction(1, 4), Fraction(3, 4)]
 
 
 def test_offsets_are_judged():

@@ -52,14 +52,28 @@ def test_factor_1_and_switched_off_are_dense_to_the_bit(client, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "factor"),
-    [("tiny", (512, 512), 1), ("tiny", (768, 512), 2), ("tiny", (768, 768), 2.5), ("tinyxl", (1280, 1280), 2)],
+    ("model", "size", "steps", "kept"),
+    [
+        ("tiny", (512, 512), 16, {}),
+        ("tiny", (768, 512), 1, {1: (56, 80)}),
+        ("tiny", (768, 768), 10, {1: (64, 64)}),
+        ("tiny", (768, 768), 11, {1: (48, 48)}),
+        ("tiny", (768, 768), 16, {1: (40, 40), 2: (40, 40)}),
+        ("tinyxl", (1280, 1280), 2, {1: (64, 64)}),
+    ],
 )
-def test_factor_0_is_chosen_from_the_size(client, model, size, factor):
+def test_factor_0_is_chosen_from_the_size_and_the_steps(client, model, size, steps, kept):
     with client.options(sd_vae_decode_method="Approx cheap"), client.recording() as record:
-        request = {"width": size[0], "height": size[1], "steps": 1, "cfg_scale": 1}
-        client.txt2img(todo(0), model, **request)
-    assert_keys(record, lambda a: factor if a.depth == 1 else 1)
+        client.txt2img(todo(0), model, width=size[0], height=size[1], steps=steps, cfg_scale=1)
+    assert_keys(record, lambda a: kept.get(a.depth, 1))
+
+
+def test_factor_0_counts_the_steps_that_are_really_made(client):
+    """Half of 20 steps of img2img is 11."""
+    image = client.txt2img(width=768, height=768, steps=1, cfg_scale=1).image
+    with client.options(sd_vae_decode_method="Approx cheap"), client.recording() as record:
+        client.img2img(image, todo=todo(0), width=768, height=768, steps=20, cfg_scale=1, denoising_strength=0.5)
+    assert_keys(record, lambda a: (48, 48) if a.depth == 1 else 1)
 
 
 @pytest.mark.parametrize(

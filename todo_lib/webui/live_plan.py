@@ -59,7 +59,7 @@ class PassPlan:
         """The depths that are downsampled, in the steps that are."""
         if self.planned.name and not self.settings.covers(self.planned.name):
             return []
-        return [depth for depth in self.depths if depth.kept != depth.grid]
+        return [depth for depth in self.depths if depth.layers and depth.kept != depth.grid]
 
     @property
     def steps(self) -> int:

@@ -61,6 +61,7 @@
     // Of each tab: the state that was seen last, and when; the one that was asked with last, and when; whether there was
     // a generation when it was looked at; and the latest answer.
     const tabs = {txt2img: {}, img2img: {}};
+    let held = false; // whether a button is held down: a slider that is held still has not come to rest
     let pending = 0; // since when an answer is awaited; gradio may drop what is asked meanwhile
 
     // Called by gradio when a plan is asked for, with a click on the button.
@@ -83,7 +84,7 @@
     function look(tab, plan, button) {
         const now = performance.now(), known = tabs[tab];
         const state = stateOf(tab);
-        if (state !== known.seen) {
+        if (held || state !== known.seen) {
             known.seen = state;
             known.since = now;
         }
@@ -94,6 +95,10 @@
         const changed = state !== known.asked && now - known.since >= REST;
         const waiting = state === known.asked && plan.querySelector('.todo-waiting');
         if (changed || (waiting && (ended || now - known.at >= WAIT))) button.click();
+    }
+
+    for (const [event, down] of [['pointerdown', true], ['pointerup', false], ['pointercancel', false]]) {
+        window.addEventListener(event, () => { held = down; }, true);
     }
 
     onUiLoaded(() => setInterval(() => {

@@ -59,7 +59,8 @@
     }
 
     // Of each tab: the state that was seen last, and when; the one that was asked with last, and when; whether there was
-    // a generation when it was looked at; and the latest answer.
+    // a generation when it was looked at; the latest
+    // answer; and the host's name of the latest measuring.
     const tabs = {txt2img: {}, img2img: {}};
     let held = false; // whether a button is held down: a slider that is held still has not come to rest
     let pending = 0; // since when an answer is awaited; gradio may drop what is asked meanwhile
@@ -80,6 +81,18 @@
         const updates = [{value: plan}, ...effects.map((on) => ({interactive: on, mode: on ? 'dynamic' : 'static'}))];
         return updates.map((update) => ({...(same ? {} : update), __type__: 'update'})); // `mode` is gradio 3's word
     };
+
+    // Called by gradio when the button "Measure here" is clicked: the host's name of the task, and what is measured.
+    window.todoMeasure = function(tab) {
+        const buttons = gradioApp().getElementById(`script_${tab}_todo_measuring`);
+        tabs[tab].task = randomId();
+        buttons.classList.add('todo-busy');
+        requestProgress(tabs[tab].task, buttons, null, () => buttons.classList.remove('todo-busy'));
+        return [tabs[tab].task, stateOf(tab)];
+    };
+
+    // Called by gradio when its measuring is to be interrupted.
+    window.todoStop = (tab) => [tabs[tab].task || ''];
 
     function look(tab, plan, button) {
         const now = performance.now(), known = tabs[tab];

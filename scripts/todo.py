@@ -12,7 +12,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
-from todo_lib.webui import comment, pasting, refusals, sampling, texts, windows, workers  # noqa: E402
+from todo_lib.webui import comment, measure, pasting, refusals, sampling, texts, windows, workers  # noqa: E402
 from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
 from todo_lib.webui.hosts import is_too_old  # noqa: E402
 from todo_lib.webui.plan_view import PlanView, is_of_a_tab  # noqa: E402
@@ -48,7 +48,7 @@ class ToDoScript(scripts.Script):
             with gr.Accordion("More settings", open=False, elem_id=self.elem_id("more")):
                 controls += [self._control(field) for field in others]
         if plan_view is not None:
-            plan_view.connect(controls)
+            plan_view.connect(controls, type(self))
         self.infotext_fields = pasting.paste_fields(controls)
         self.paste_field_names = list(pasting.LABELS)  # for "Send to img2img" and the like
         return controls
@@ -111,6 +111,7 @@ def keep_fractions(demo, app):
 
 script_callbacks.on_app_started(keep_fractions)
 script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
+script_callbacks.on_cfg_denoiser(measure.on_cfg_denoiser)
 
 if TOO_OLD:
     logger.warning(TOO_OLD_MESSAGE)

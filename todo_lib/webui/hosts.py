@@ -5,6 +5,7 @@ A new host or a sampler with a quirk is added in this file alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -157,3 +158,24 @@ def steps_to_come(
     if denoising is not None:
         timesteps = min(timesteps, made - 1)
     return max(0, timesteps - (not quirks.steps_from_last_timestep))
+
+
+def on_main_thread(function: Callable[[], Any]) -> Any:
+    """What this function returns, run where the host runs its generations: Forge and its kin do so in one thread."""
+    try:
+        from modules_forge import main_thread  # type: ignore[import-not-found]
+    except ImportError:
+        return function()
+    return main_thread.run_and_wait_result(function)
+
+
+def attention_of_host() -> str:
+    """The name of the attention optimisation that the host has selected; empty where it does not tell."""
+    for module, attribute in (
+        ("backend.attention", "attention_function"),  # Forge
+        ("ldm_patched.ldm.modules.attention", "optimized_attention"),  # reForge, forge-classic
+        ("modules.sd_hijack", "current_optimizer"),
+    ):
+        if (found := getattr(sys.modules.get(module), attribute, None)) is not None:
+            return str(getattr(found, "name", "") or getattr(found, "__name__", "").removeprefix("attention_"))
+    return ""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
-from modules import processing, scripts, sd_models, sd_samplers, shared
+from modules import call_queue, processing, scripts, sd_models, sd_samplers, shared
 from torch import nn
 
 from ..grid import Grid
 from ..settings import Settings, SettingsError
+from . import measure
 from .arguments import NAMES
 from .hosts import steps_to_come, unet_of
 from .live_plan import Pass, paragraph, plan_pass, to_html
@@ -47,13 +48,23 @@ class PlanView:
         self._ask = gr.Button(visible=False, elem_id=f"script_{self._tab}_todo_ask")
         self._page = gr.Textbox(visible=False)
         self._answer = gr.Textbox(visible=False)
+        self._task = gr.Textbox(visible=False)  # javascript/todo_plan.js names a task for the host's queue
+        self._statistics = gr.HTML(visible=False)  # the host adds its own
 
     def show(self) -> None:
-        """Put the plan into the page at the present place."""
+        """Put the plan into the page at the present place, and the buttons for measuring."""
         self._html = gr.HTML(elem_classes=["todo-help", "todo-live"])
+        with gr.Row(elem_id=f"script_{self._tab}_todo_measuring", elem_classes="todo-measuring"):
+            self._measure = gr.Button("Measure here", size="sm", elem_id=f"script_{self._tab}_todo_measure")
+            self._stop = gr.Button("Interrupt", size="sm", elem_id=f"script_{self._tab}_todo_stop")
+        self._measured = gr.HTML(elem_classes=["todo-help", "todo-measured"])
 
-    def connect(self, controls: Sequence[Any]) -> None:
-        """Let the page ask for the plan, and grey those of these controls, in the order of the settings."""
+    def connect(self, controls: Sequence[Any], script: Callable[[], Any]) -> None:
+        """Let the page ask for the plan, grey some of the controls, and measure.
+
+        controls: in the order of the settings.
+        script: makes a new one of ToDo's scripts.
+        """
         asked = self._ask.click(
             fn=functools.partial(answer, self._tab),
             inputs=[self._page],
@@ -69,6 +80,18 @@ class PlanView:
             outputs=[self._html, *(controls[NAMES.index(name)] for name in GREYED)],
             _js=f"(answer) => todoAnswered('{self._tab}', answer)",
         )
+        # Behind the host's queue, with its progress, as the button "Generate".
+        self._measure.click(
+            fn=call_queue.wrap_gradio_gpu_call(functools.partial(measured, script), extra_outputs=[gr.update()]),
+            inputs=[self._task, self._page],
+            outputs=[self._measured, self._statistics],
+            _js=f"() => todoMeasure('{self._tab}')",
+            show_progress="hidden",
+        )
+        self._stop.click(
+            fn=stop, inputs=[self._task], outputs=[], _js=f"() => todoStop('{self._tab}')",
+            show_progress="hidden", queue=False,
+        )  # fmt: skip
 
 
 def answer(tab: str, state: str) -> str:
@@ -85,6 +108,27 @@ def answer(tab: str, state: str) -> str:
     return json.dumps({"plan": _plan(page, hosts), "effects": [page["ours"]["max_depth"] > 1, hires, hires]})
 
 
+def measured(script: Callable[[], Any], task: str, state: str) -> tuple[str, str]:
+    """What was measured as HTML, and a place for the host's statistics.
+
+    task: the host's name of this job.
+    state: see javascript/todo_plan.js.
+    """
+    page = json.loads(state)
+    try:
+        settings = _settings(page)
+    except SettingsError as error:
+        return paragraph(str(error)), ""
+    plans = [plan_pass(one, settings) for one in passes_of(page, page["host"])]
+    return measure.report(script, plans, settings), ""
+
+
+def stop(task: str) -> None:
+    """Interrupt the measuring, if it is this task that runs."""
+    if task and shared.state.job == task:
+        shared.state.interrupt()
+
+
 @functools.cache
 def _tell_once(message: str) -> None:
     logger.warning(message)
@@ -92,7 +136,7 @@ def _tell_once(message: str) -> None:
 
 def _plan(page: Mapping[str, Any], hosts: dict[str, Any]) -> str:
     try:
-        settings = Settings(enabled=True, **{name: page["ours"][name] for name in NAMES[1:]})
+        settings = _settings(page)
     except SettingsError as error:
         return paragraph(str(error))
     if "scale" in hosts and page["by"] and not all(page["image"]):
@@ -101,6 +145,10 @@ def _plan(page: Mapping[str, Any], hosts: dict[str, Any]) -> str:
     html = to_html(passes)
     # a sign for the page to ask again
     return f"<div class='todo-waiting'>{html}</div>" if passes[0].planned.unet is None else html
+
+
+def _settings(page: Mapping[str, Any]) -> Settings:
+    return Settings(enabled=True, **{name: page["ours"][name] for name in NAMES[1:]})
 
 
 def passes_of(page: Mapping[str, Any], hosts: dict[str, Any]) -> list[Pass]:

@@ -4,7 +4,7 @@ import logging
 import sys
 
 import gradio as gr
-from modules import infotext_utils, script_callbacks, scripts
+from modules import infotext_utils, script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
 # "Reload UI" runs this file again, perhaps in a newer version, and todo_lib has to be of that version too.
@@ -12,8 +12,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib
     del sys.modules[name]
 
 from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
-from todo_lib.webui import comment, measure, pasting, refusals, sampling, texts, windows, workers  # noqa: E402
-from todo_lib.webui.arguments import enabled_settings, settings_from, warn_of_foreign  # noqa: E402
+from todo_lib.webui import arguments, comment, infotext, measure, pasting, sampling, unannounced  # noqa: E402
 from todo_lib.webui.hosts import is_too_old  # noqa: E402
 from todo_lib.webui.plan_view import PlanView, is_of_a_tab  # noqa: E402
 
@@ -62,58 +61,60 @@ class ToDoScript(scripts.Script):
         return gr.Slider(minimum=0 if field.zero else field.minimum, maximum=field.maximum, step=field.step, **common)
 
     def setup(self, p, *args):
-        warn_of_foreign(args)
+        arguments.warn_of_foreign(args)
 
     def process(self, p, *args):
-        windows.close_windows(p)  # an earlier generation of p may have failed and left them open
-        refusals.end_early(p, args)
-        settings = enabled_settings(args)
+        unannounced.close_windows(p)  # an earlier generation of p may have failed and left them open
+        arguments.refuse_early(p, args, shared.state)
+        settings = arguments.enabled_settings(args)
         if settings:
             comment.begin(p)
-        texts.write(p, texts.texts_for(p, settings))
+        infotext.write(p, settings)
 
     def before_process_batch(self, p, *args, **kwargs):
-        windows.close_windows(p)
+        unannounced.close_windows(p)
 
     def process_batch(self, p, *args, **kwargs):
         try:
-            settings = settings_from(args)
+            settings = arguments.settings_from(args)
         except SettingsError:
             settings = None  # every sampling refuses them
-        if settings:  # again: another script may have changed the arguments
-            texts.write(p, texts.texts_for(p, settings if settings.enabled else None))
-        if settings and not settings.enabled:
-            return
-        if "sample" in vars(p):
-            windows.announce_samplings(p, args)
+        else:  # again: another script may have changed the arguments
+            infotext.write(p, settings)
+        if "sample" in vars(p) and (settings is None or settings.enabled):
+            unannounced.announce_samplings(p, args)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         sampling.before_sampling(p, args, p.sampler)
 
     def postprocess_batch_list(self, p, images, *args, **kwargs):
-        if enabled_settings(args):
-            windows.open_window(p, args)
+        if arguments.enabled_settings(args):
+            unannounced.open_window(p, args)
 
     def postprocess(self, p, processed, *args):
-        windows.close_windows(p)
-        refusals.ended(p)
+        unannounced.close_windows(p)
+        arguments.go_on(p, shared.state)
         # process() was not called where other machines made all images. The arguments alone tell what was wanted.
-        if settings := enabled_settings(args):
+        if settings := arguments.enabled_settings(args):
             comment.end(p, processed)
-            workers.check(processed, texts.texts_for(p, settings))
+            comment.tell_of_workers(processed, infotext.texts_for(p, settings))
 
 
-def keep_fractions(demo, app):
-    """Let the sliders for fractions keep a float as their value in all tabs, now that the page is made."""
+def when_all_is_loaded(demo, app):
+    """Finish what needs the page, and the callbacks of all extensions."""
+    # Let the sliders for fractions keep a float as their value in all tabs.
     for tab in infotext_utils.paste_fields.values():
         pasting.keep_fractions(tab["fields"] or [])
+    # Be the last one that the host tells of a U-Net call: the calls that others make when they are told are not its.
+    script_callbacks.remove_callbacks_for_function(sampling.on_cfg_denoiser)
+    script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
 
-
-script_callbacks.on_app_started(keep_fractions)
-script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
-script_callbacks.on_cfg_denoiser(measure.on_cfg_denoiser)
 
 if TOO_OLD:
     logger.warning(TOO_OLD_MESSAGE)
 else:
+    script_callbacks.on_app_started(when_all_is_loaded)
+    script_callbacks.on_cfg_denoiser(measure.on_cfg_denoiser)
+    script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
+    script_callbacks.on_cfg_after_cfg(sampling.on_cfg_after_cfg)
     logger.info("ToDo %s", __version__)

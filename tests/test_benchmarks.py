@@ -15,7 +15,7 @@ import torch
 
 from lab.benchmarks import all as everything_run
 from lab.benchmarks import controlnet, overhead, reference, speed
-from lab.benchmarks.methods import DENSE, FLOOR, counted, inline, paper, todo, tome
+from lab.benchmarks.methods import DENSE, FLOOR, by_hand, counted, inline, paper, todo, tome
 from lab.benchmarks.store import Store
 from lab.benchmarks.unets import SD15, SDXL, make_inputs, make_unet
 from tests.todo_lib.unets import state
@@ -104,9 +104,11 @@ def test_keys_of_sdxl():
     assert blocks == [2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2]
 
 
-def test_inline_and_hooks_compute_the_same(unet):
+@pytest.mark.parametrize("written", [inline, by_hand])
+def test_what_is_written_by_hand_computes_the_same(unet, written):
     settings = paper(3, 1.5)
-    assert torch.equal(run(unet, todo(settings))[0], run(unet, inline(settings, (16, 24)))[0])
+    expected, output = (run(unet, method)[0] for method in (todo(settings), written(settings, (16, 24))))
+    assert torch.allclose(output, expected, atol=1e-5) and not torch.equal(output, run(unet, DENSE)[0])
 
 
 def test_the_same_seed_makes_the_same_unet():
@@ -252,10 +254,12 @@ def test_overhead(tmp_path, dtype):
     store = Store(tmp_path / "overhead.json")
     overhead.measure(dataclasses.replace(TINY, name="tiny"), 64, 4, "cpu", dtype, store)
     found = store.results[f"tiny, 64 px, {dtype}"]
-    # 16 transformers with one attention each; two of its projections have a hook in front and one behind
-    assert found.pop("installed") == {"before": 0, "while on": 16 * (6 + 4), "afterwards": 0}
-    assert {name: len(times) for name, times in found.items()} == {"dense": 4, "inline": 4, "hooks": 4}
-    assert overhead.added({"hooks": [3, 3, 9], "inline": [1, 2, 2]}) == [1, 2, 7]
+    # 16 transformers, before and behind, with one attention each; two of its projections have a hook behind
+    assert found.pop("installed") == {"before": 0, "while on": 16 * (2 + 3), "afterwards": 0}
+    assert {name: len(times) for name, times in found.items()} == dict.fromkeys(
+        ("dense", "by hand", "hooks", "idle"), 4
+    )
+    assert overhead.added({"hooks": [3, 3, 9], "by hand": [1, 2, 2]}, "hooks", "by hand") == [1, 2, 7]
 
 
 def test_controlnet_goes_on_where_it_was(tmp_path):
@@ -333,7 +337,7 @@ def test_all_are_run(monkeypatch, cuda, of_speed):
         (controlnet.main, ["--sizes", "1000"], "--sizes: 1000 is not allowed: it must be a multiple of 64 from 64 on"),
         (controlnet.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
         (overhead.main, ["--device", "cdua"], "--device: invalid choice: 'cdua' (choose from"),
-        (overhead.main, ["--narrow-rounds", "0"], "--narrow-rounds: 0 is not allowed: it must be 1 or more"),
+        (overhead.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
         (everything_run.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
         (reference.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
     ],

@@ -66,6 +66,12 @@ def inline(settings: Settings, latent_size: tuple[int, int]) -> Method:
     return Method(f"inline {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
 
 
+def by_hand(settings: Settings, latent_size: tuple[int, int]) -> Method:
+    """What the hooks of `todo` compute for the paper's grid, written by hand behind each projection."""
+    assert not settings.moving
+    return Method(f"by hand {_describe(settings)}", lambda unet: _by_hand(unet, settings, latent_size))
+
+
 def tome(ratio: float, depth: int = 1, largest: int = 1) -> Method:
     """Token merging (Bolya, Hoffman: "Token Merging for Fast Stable Diffusion", 2023) by its authors' tomesd.
 
@@ -99,20 +105,37 @@ def _describe(settings: Settings) -> str:
 
 @contextlib.contextmanager
 def _inline(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -> Iterator[None]:
+    indices = _indices(unet, settings, latent_size)
+    with computed_by({a: functools.partial(_attend_to_kept, a.forward, index) for a, index in indices.items()}):
+        yield
+
+
+@contextlib.contextmanager
+def _by_hand(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -> Iterator[None]:
+    indices = _indices(unet, settings, latent_size)
+    projections = {layer: index for attn, index in indices.items() for layer in (attn.to_k, attn.to_v)}
+    with computed_by({p: functools.partial(_project, p.forward, index) for p, index in projections.items()}):
+        yield
+
+
+def _indices(unet: nn.Module, settings: Settings, latent_size: tuple[int, int]) -> dict[nn.Module, torch.Tensor]:
+    """Self-attention -> the tokens that it keeps, for those that are downsampled."""
     device = next(unet.parameters()).device
     index = {
         depth.depth: kept_tokens(depth.grid, depth.kept).to(device)
         for depth in plan(unet, latent_size, settings)
         if depth.kept != depth.grid
     }
-    forwards = {
-        attn: functools.partial(_attend_to_kept, attn.forward, index[transformer.depth])
+    return {
+        attn: index[transformer.depth]
         for transformer in spatial_transformers(unet)
         if transformer.depth in index
         for attn in transformer.attentions.values()
     }
-    with computed_by(forwards):
-        yield
+
+
+def _project(forward: Callable, index: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return forward(tokens).index_select(1, index)
 
 
 @contextlib.contextmanager

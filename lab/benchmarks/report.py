@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 
 from lab import charts
 from lab.benchmarks import fidelity, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, cell_key, entry_of, median, ratio
+from lab.benchmarks.speed import LAYOUTS, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
 
 ROOT = Path(__file__).parents[2]
@@ -209,24 +209,17 @@ def hooks() -> str:
     """The cost of the hooks, with a row for each U-Net and precision."""
     results = {key: found for key, found in load("overhead")["results"].items() if len(found["hooks"]) > 1}
     lines = [
-        "| U-Net | dense | inline | hooks | hooks add (middle half) | hooks installed |",
-        "|---|---|---|---|---|---|",
+        "| U-Net | dense | by hand | hooks | hooks add | where all steps stay dense, hooks add | hooks installed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for key, found in results.items():
-        texts = [f"{1000 * statistics.median(found[way]):.4g} ms" for way in ("dense", "inline", "hooks")]
-        low, middle, high = (f"{1000 * seconds:.2f}" for seconds in statistics.quantiles(overhead.added(found)))
-        texts.append(f"{middle} ms ({low} to {high})")
+        texts = [f"{1000 * statistics.median(found[way]):.4g} ms" for way in ("dense", "by hand", "hooks")]
+        for pair in (("hooks", "by hand"), ("idle", "dense")):
+            quartiles = statistics.quantiles(overhead.added(found, *pair))
+            low, middle, high = (f"{1000 * seconds:.2f}" for seconds in quartiles)
+            texts.append(f"{middle} ms ({low} to {high})")
         texts.append(", ".join(f"{count} {when}" for when, count in found["installed"].items()))
         lines.append(f"| {key}, {len(found['hooks'])} rounds | {' | '.join(texts)} |")
-    for precision in dict.fromkeys(key.rpartition(" ")[2] for key in results):
-        narrow, wide = (results.get(cell_key(*cell, precision)) for cell in overhead.CELLS)
-        if narrow and wide:
-            seconds = statistics.median(overhead.added(narrow))
-            share = f"{100 * seconds / statistics.median(wide['inline']):.2f} %"
-            lines += [
-                "",
-                f"In {precision} the {1000 * seconds:.2f} ms of the narrow one are {share} of the other's call.",
-            ]
     return "\n".join([machine("overhead"), "", *lines])
 
 

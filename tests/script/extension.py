@@ -69,7 +69,7 @@ def start_host() -> SimpleNamespace:
     """Start the stand-in, with the extension's scripts on its page. Returns its modules by their names."""
     host = Short(imported={})
     names = ["api", "errors", "images", "img2img", "infotext_utils", "processing", "script_callbacks", "scripts"]
-    names += ["sd_models", "sd_samplers", "sd_samplers_common"]
+    names += ["sd_models", "sd_samplers", "sd_samplers_common", "paths"]
     with importable(host):
         for name in [*names, "shared", "ui"]:
             setattr(host, name, importlib.import_module(f"modules.{name}"))

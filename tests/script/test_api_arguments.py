@@ -59,10 +59,16 @@ def test_img2img(run):
     assert keys(run.post("img2img", [{"factor": 4}])) == [(4, 4)] * 4
 
 
-def test_auto_factor_of_a_size(run):
-    """With True alone, a grid above 64 x 64 tokens is downsampled."""
-    answer = run.post("txt2img", [True], width=768, height=768, steps=1)
-    assert keys(answer) == [(38 * 38, 48 * 48)]  # 96 / 40 is nearest to 2.5
+@pytest.mark.parametrize(("steps", "kept"), [(10, 64), (15, 48), (16, 40)])
+def test_auto_factor_of_a_size(host, run, watch, steps, kept):
+    """With True alone, a grid above 64 x 64 tokens is downsampled, to as many as the number of steps allows."""
+
+    def interrupt(moment, subject):
+        host.shared.state.interrupted = moment == "cfg_denoiser"
+
+    with watch(interrupt):
+        answer = run.post("txt2img", [True], width=768, height=768, steps=steps)
+    assert keys(answer) == [(kept**2, min(kept, 48) ** 2)]
 
 
 def test_hires_factor(run):

@@ -353,29 +353,6 @@ def test_a_host_that_keeps_its_unet_in_a_patcher(host, run):
     assert hooked(inside) == hooked(idle) == set()
 
 
-def test_denoisers_of_others_are_no_concern(host, run, watch):
-    """Another extension may run a sampling of its own, with its own model, in the middle of a step."""
-    third = make_model(host, "third", seed=3)
-    seen = []
-
-    def sample_in_between(moment, params):
-        if moment != "cfg_denoiser" or params.denoiser.p.prompt == "inner" or seen:
-            return
-        p = host.processing.StableDiffusionProcessingTxt2Img(prompt="inner", steps=2)
-        model = host.shared.sd_model
-        host.shared.sd_model = third
-        sampler = host.sd_samplers.create_sampler("Euler")
-        with recording(third) as calls:
-            sampler.sample(p, torch.zeros(1, 4, 4, 4), *p.conds([1]))
-        seen.extend(call.down for call in calls)
-        host.shared.sd_model = model
-
-    with watch(sample_in_between):
-        job = run.txt2img()
-    assert seen == [False, False]
-    assert job.down == [True] * 4
-
-
 # ---- samplings of which scripts are not told
 
 
@@ -437,7 +414,7 @@ def test_switched_off_nothing_is_put_around_them(host, run, enabled):
     seen = []
 
     def sample(seeds):
-        seen.append((p.sample is sample, "_launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
+        seen.append((p.sample is sample, "launch_announced" in repr(host.sd_samplers_common.Sampler.launch_sampling)))
         return p.noise(seeds, (p.height // 8, p.width // 8))
 
     p = run.prepare("txt2img", {"enabled": enabled})
@@ -630,59 +607,6 @@ def test_a_sampling_that_cannot_be_reached_is_told(host, run, watch):
         f"ToDo: 1 sampling: {SHARE}, 4 of 4 steps {FIRST}; 1 sampling: left dense, because another "
     )
     assert off.comments == []
-
-
-# ---- calls of the U-Net before the sampling
-
-
-@pytest.fixture
-def inversion(host, run):
-    """Like Tiled Diffusion: the sampler finds the noise of the image before it begins its sampling."""
-
-    def run_it(settings, fails=False, n_iter=1):
-        p = run.prepare("img2img", settings, n_iter=n_iter)
-        init = p.init
-
-        def init_and_replace():
-            init()
-            sample = p.sampler.sample_img2img
-
-            def sample_img2img(p, x, noise, cond, *args, **kwargs):
-                for _ in range(0 if fails is None else 5):
-                    host.shared.sd_model.apply_model(x, torch.ones(1), cond)
-                if fails:
-                    raise Broken("inverting")
-                return sample(p, x, noise, cond, *args, **kwargs)
-
-            p.sampler.sample_img2img = replaced.append(sample_img2img) or sample_img2img
-
-        replaced = []
-        p.init = init_and_replace
-        with recording(*run.models) as calls:
-            result = host.processing.process_images(p)
-        assert p.sampler.sample_img2img is replaced[0]
-        return Job(p=p, result=result, calls=calls)
-
-    return run_it
-
-
-def test_an_inversion_stays_dense_and_is_told(inversion):
-    job = inversion({"enabled": True}, n_iter=2)
-    assert job.down == ([False] * 5 + [True] * 4) * 2
-    assert job.comment == f"ToDo: 2 samplings: {SHARE}, 4 of 4 steps, 5 U-Net calls before it left dense {FIRST}"
-
-
-def test_an_inversion_that_is_known_already(inversion):
-    assert inversion({"enabled": True}, fails=None).comment == f"ToDo: {SHARE}, 4 of 4 steps {FIRST}"
-
-
-def test_an_inversion_that_fails(inversion):
-    with pytest.raises(Broken):
-        inversion({"enabled": True}, fails=True)
-
-
-def test_switched_off_an_inversion_is_not_watched(inversion):
-    assert inversion({}).comments == []
 
 
 # ---- the processing object

@@ -114,7 +114,7 @@ def test_element_ids(controls, tab):
 
 def test_element_ids_are_unique_on_the_page(host):
     ids = Counter(block.elem_id for block in host.page.blocks.values() if "todo" in str(block.elem_id))
-    assert len(ids) == 2 * 12
+    assert len(ids) == 2 * 15
     assert set(ids.values()) == {1}
 
 
@@ -220,7 +220,7 @@ def test_reload_ui(host, run):
     reload_ui(host)
     assert host.todo is not former
     assert host.todo.FIELDS is not former.FIELDS, "todo_lib was not loaded anew"
-    assert host.todo.SettingsError is host.todo.settings_from.__globals__["SettingsError"]
+    assert host.todo.SettingsError is host.todo.arguments.SettingsError
     job = run.txt2img({"end": 0.5})
     assert job.down == [True, True, False, False]
     labels = [option.label for option in host.xyz.axis_options]

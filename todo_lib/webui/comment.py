@@ -7,7 +7,9 @@ import weakref
 from collections import Counter
 from typing import Any
 
-from todo_lib.webui.hosts import Processing, is_plotted
+from modules.infotext_utils import parse_generation_parameters
+
+from .hosts import Processing, is_plotted
 
 logger = logging.getLogger("ToDo")
 
@@ -16,6 +18,9 @@ Samplings = dict[tuple[str, str], int]
 
 SHOWN = 4
 """The number of different samplings that are told one by one."""
+
+WORKER = "Worker Label"
+"""The key that stable-diffusion-webui-distributed writes into the infotext of an image that another machine made."""
 
 
 class Line(str):
@@ -73,6 +78,25 @@ def end(p: Processing, processed: Any) -> None:
     """
     if line := _line_of(p):
         line.results.append(weakref.ref(processed))
+
+
+def tell_of_workers(processed: Any, wanted: dict[str, str]) -> None:
+    """Say under the image and in the log if other machines made some of these images without ToDo.
+
+    processed: the host's result of a generation.
+    wanted: the infotext that each image should have.
+    """
+    texts = processed.infotexts[processed.index_of_first_image :]  # a grid's infotext stands before those of its images
+    found = [parse_generation_parameters(text, []) for text in texts]
+    without = sum(WORKER in params and not wanted.items() <= params.items() for params in found)
+    if without:
+        settings = ", ".join(f"{key}: {value}" for key, value in wanted.items())
+        message = (
+            f"ToDo: another machine made {without} of {len(found)} images without it: their infotext lacks "
+            f"'{settings}'. Is ToDo installed there?"
+        )
+        processed.comments += f"{message}\n"
+        logger.warning(message)
 
 
 def _line_of(p: Processing) -> Line | None:

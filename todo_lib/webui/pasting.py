@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from modules import infotext_utils, shared
 
-from todo_lib.settings import FIELDS, Field, SettingsError, Value
-from todo_lib.webui.infotext import THEIR_FACTOR, from_infotext
-from todo_lib.webui.refusals import Refusal
+from ..settings import FIELDS, Field, SettingsError, Value
+from .arguments import Refusal
+from .infotext import THEIR_FACTOR, from_infotext
 
 SWITCH = FIELDS[0]
 

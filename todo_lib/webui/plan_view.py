@@ -14,9 +14,10 @@ from torch import nn
 
 from ..grid import Grid
 from ..settings import Settings, SettingsError
+from ..steps import steps_to_come
 from . import measure
 from .arguments import NAMES
-from .hosts import steps_to_come, unet_of
+from .hosts import unet_of
 from .live_plan import Pass, paragraph, plan_pass, to_html
 
 logger = logging.getLogger("ToDo")

@@ -1,10 +1,11 @@
 """Jobs: the request, and the loop that makes images from it. Here an image is just its latent."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from modules import scripts, sd_models, sd_samplers, shared
+from modules import paths, scripts, sd_models, sd_samplers, shared
 from modules.infotext_utils import create_infotext
 from modules.shared import state
 
@@ -14,6 +15,11 @@ opt_f = 8
 @dataclass(repr=False)
 class StableDiffusionProcessing:
     prompt: str = "a"
+    negative_prompt: str = ""
+    sd_model: Any = None
+    scheduler: str | None = None
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
     seed: int = 1
     steps: int = 4
     width: int = 32
@@ -156,6 +162,7 @@ def process_images(p):
     if p.scripts is not None:
         p.scripts.process(p)
     images, infotexts = [], []
+    (Path(paths.data_path) / "params.txt").write_text(create_infotext(p), encoding="utf-8")
     p.init()
     for n in range(p.n_iter):
         state.skipped = False

@@ -5,11 +5,13 @@ from modules import errors
 _before_ui = []
 _app_started = []
 _cfg_denoiser = []
-_all = [_before_ui, _app_started, _cfg_denoiser]
+_cfg_denoised = []
+_cfg_after_cfg = []
+_all = [_before_ui, _app_started, _cfg_denoiser, _cfg_denoised, _cfg_after_cfg]
 
 
 class CFGDenoiserParams:
-    def __init__(self, x, sigma, sampling_step, total_sampling_steps, denoiser):
+    def __init__(self, x, sigma, sampling_step, total_sampling_steps, denoiser=None):
         self.x = x
         self.sigma = sigma
         self.sampling_step = sampling_step
@@ -17,9 +19,29 @@ class CFGDenoiserParams:
         self.denoiser = denoiser
 
 
+class CFGDenoisedParams:
+    def __init__(self, x, sampling_step, total_sampling_steps, inner_model):
+        self.x = x
+        self.sampling_step = sampling_step
+        self.total_sampling_steps = total_sampling_steps
+        self.inner_model = inner_model
+
+
+class AfterCFGCallbackParams:
+    def __init__(self, x, sampling_step, total_sampling_steps):
+        self.x = x
+        self.sampling_step = sampling_step
+        self.total_sampling_steps = total_sampling_steps
+
+
 def clear_callbacks():
     for callbacks in _all:
         callbacks.clear()
+
+
+def remove_callbacks_for_function(function):
+    for callbacks in _all:
+        callbacks[:] = [callback for callback in callbacks if callback != function]
 
 
 def _call(callbacks, *args):
@@ -52,3 +74,19 @@ def on_cfg_denoiser(callback):
 
 def cfg_denoiser_callback(params):
     _call(_cfg_denoiser, params)
+
+
+def on_cfg_denoised(callback):
+    _cfg_denoised.append(callback)
+
+
+def cfg_denoised_callback(params):
+    _call(_cfg_denoised, params)
+
+
+def on_cfg_after_cfg(callback):
+    _cfg_after_cfg.append(callback)
+
+
+def cfg_after_cfg_callback(params):
+    _call(_cfg_after_cfg, params)

@@ -76,10 +76,18 @@ class CFGDenoiser:
         conds = torch.cat([cond, uncond])
         size = len(conds) if opts.batch_cond_uncond else len(x)
         parts = zip(params.x.split(size), params.sigma.split(size), conds.split(size), strict=True)
-        good, bad = torch.cat([self.inner_model(*part) for part in parts]).chunk(2)
+        denoised = torch.cat([self.inner_model(*part) for part in parts])
+        told = state.sampling_step, state.sampling_steps
+        if not shared.is_forge:
+            script_callbacks.cfg_denoised_callback(
+                script_callbacks.CFGDenoisedParams(denoised, *told, self.inner_model)
+            )
+        good, bad = denoised.chunk(2)
         self.sampler.last_latent = good
+        after = script_callbacks.AfterCFGCallbackParams(bad + (good - bad) * cond_scale, *told)
+        script_callbacks.cfg_after_cfg_callback(after)
         self.step += 1
-        return bad + (good - bad) * cond_scale
+        return after.x
 
 
 # ---- sampling

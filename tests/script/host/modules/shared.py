@@ -4,14 +4,23 @@ import time
 from types import SimpleNamespace
 
 sd_model = None  # the model that is loaded now
+is_forge = False  # Forge and its kin call scripts at fewer moments
 checkpoint = None  # the model that is selected, to which the host comes back after a refiner
 
 
 class State:
-    def begin(self):
+    def begin(self, job=""):
+        self.job = job
+        self.job_no, self.job_count = 0, -1
         self.interrupted = self.skipped = False
         self.sampling_step = self.sampling_steps = 0
         self.time_start = time.time()
+
+    def nextjob(self):
+        self.job_no += 1
+
+    def interrupt(self):
+        self.interrupted = True
 
 
 state = State()

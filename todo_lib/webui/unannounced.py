@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modules import shared
 from modules.sd_samplers_common import Sampler as HostSampler
 
-from todo_lib.webui.hosts import Processing, Sampler, arguments_of
-from todo_lib.webui.sampling import before_sampling, is_announced
+from .hosts import Processing, Sampler, arguments_of
+from .sampling import before_sampling, is_announced
 
 
 class Window:
@@ -46,8 +45,7 @@ class Window:
 
 
 _windows: list[Window] = []
-_launch: Callable[..., Any] = HostSampler.launch_sampling
-_wrapper: Callable[..., Any] | None = None
+_restore: Callable[[], None]  # while there are windows
 
 
 def open_window(p: Processing, args: Sequence[Any]) -> None:
@@ -70,48 +68,43 @@ def announce_samplings(p: Processing, args: Sequence[Any]) -> None:
 
     def run(*sample_args: Any, **kwargs: Any) -> Any:
         p.sample = sample
-        with _opened(Window(p, args, of_passes=True)):
+        window = Window(p, args, of_passes=True)
+        _open(window)
+        try:
             return sample(*sample_args, **kwargs)
+        finally:
+            _close(window)
 
     p.sample = run
 
 
-@contextlib.contextmanager
-def _opened(window: Window) -> Iterator[None]:
-    _open(window)
-    try:
-        yield
-    finally:
-        _close(window)
-
-
 def _open(window: Window) -> None:
-    global _launch
-    if not _windows and not _is_wrapped():
-        _launch, HostSampler.launch_sampling = HostSampler.launch_sampling, _launch_announced
+    global _restore
+    if not _windows:
+        _restore = _replace()
     _windows.append(window)
 
 
 def _close(window: Window) -> None:
-    global _wrapper
-    if window not in _windows:
-        return
-    _windows.remove(window)
-    if _windows or _is_wrapped():
-        return
-    if HostSampler.launch_sampling is _launch_announced:
-        HostSampler.launch_sampling = _launch
-    else:  # another extension has put its own around ours meanwhile
-        _wrapper = HostSampler.launch_sampling
+    if window in _windows:
+        _windows.remove(window)
+        if not _windows:
+            _restore()
 
 
-def _is_wrapped() -> bool:
-    """Whether the host's method is another extension's that calls ours. Put around it again, ours would call itself."""
-    return HostSampler.launch_sampling is _wrapper
+def _replace() -> Callable[[], None]:
+    """Replace the host's method that all samplings pass through. Returns the function that undoes it."""
+    launch = HostSampler.launch_sampling
 
+    def launch_announced(sampler: Sampler, *args: Any, **kwargs: Any) -> Any:
+        if not is_announced(sampler):  # the sampler may be one that nobody knows
+            any(window.announce(sampler) for window in reversed(_windows))
+        return launch(sampler, *args, **kwargs)
 
-def _launch_announced(sampler: Sampler, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for the host's method that all samplings pass through. The sampler may be one that nobody knows."""
-    if not is_announced(sampler):
-        any(window.announce(sampler) for window in reversed(_windows))
-    return _launch(sampler, *args, **kwargs)
+    def restore() -> None:
+        # Another extension may have put its own around ours meanwhile. Ours does nothing there while no window is open.
+        if HostSampler.launch_sampling is launch_announced:
+            HostSampler.launch_sampling = launch
+
+    HostSampler.launch_sampling = launch_announced
+    return restore

@@ -12,8 +12,8 @@ from tests.script.extension import ROOT
 from todo_lib import FIELDS
 
 FILES = sorted((ROOT / "localizations").glob("*.json"))
-WITH_TEXTS = ("scripts/todo.py", "todo_lib/webui/live_plan.py", "todo_lib/webui/plan_view.py")
-WITH_TEXTS += ("todo_lib/webui/measure.py",)
+WITH_TEXTS = ("todo_lib/webui/script.py", "todo_lib/webui/live_plan.py", "todo_lib/webui/plan_view.py")
+WITH_TEXTS += ("todo_lib/webui/measured.py",)
 MADE_OF_PARTS = {"first pass", "hires pass", "first pass:", "hires pass:"}
 OTHERS = {"Use same sampler", "Use same scheduler", "Use same checkpoint", "Automatic"}  # the host's own words
 TAG = re.compile(r"<[^<>]*(>|$)|^[^<>]*>")  # also one that is cut off by a value

@@ -47,7 +47,7 @@ def test_dense_and_downsampled_in_turns(measure):
     html, calls = measure()
     assert [call.down for call in calls] == ([False] * STEPS + [True] * STEPS) * (BOTH // 2)
     assert {(call.size, call.batch) for call in calls} == {((8, 16), 2)}
-    dense, todo, ratio = re.search(r"one pass 128 × 64 (\S+) s a step (\S+) s a step (\S+) –", text(html)).groups()
+    dense, todo, ratio = re.search(r"one pass 128 × 64 (\S+) s (\S+) s (\S+) –", text(html)).groups()
     assert float(ratio) == pytest.approx(float(dense) / float(todo), rel=0.02)
 
 

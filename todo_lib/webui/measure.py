@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import html
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from ..settings import Settings
 from .hosts import attention_of_host, on_main_thread
 from .infotext import to_infotext
 from .live_plan import AFTER_LOADING, PassPlan, paragraph
+from .measured import FAILED, NOT_LOADED, Measured, Timed, to_html
 
 SAMPLER = "Euler"  # calls the U-Net once a step
 WARMING, STEPS = 1, 3  # steps of each sampling: a first one, which is slower, and those that are timed
@@ -30,44 +28,6 @@ ENOUGH = 60  # seconds after which no other round begins
 
 class _EnoughError(Exception):
     """Ends a generation behind its sampling: no image is decoded."""
-
-
-@dataclass
-class Timed:
-    """What was measured of one pass, dense or downsampled.
-
-    steps: the seconds of a step, of each sampling.
-    memory: the peak of GPU memory in bytes; 0 where it is not known.
-    out_of_memory: whether the memory ran out.
-    """
-
-    steps: list[float] = field(default_factory=list)
-    memory: int = 0
-    out_of_memory: bool = False
-
-    @property
-    def step(self) -> float:
-        """The median of the seconds of a step."""
-        return statistics.median(self.steps)
-
-
-@dataclass
-class Measured:
-    """What was measured of one pass.
-
-    width, height: in pixels.
-    """
-
-    name: str
-    width: int
-    height: int
-    dense: Timed
-    todo: Timed
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast a downsampled step is as a dense one; 0 where one of them was not measured."""
-        return self.dense.step / self.todo.step if self.dense.steps and self.todo.steps else 0
 
 
 _sampling: _Marks | None = None
@@ -226,32 +186,17 @@ def report(script: Callable[[], Any], plans: Sequence[PassPlan], settings: Setti
     worth = [plan for plan in plans if not plan.why_not]
     if not worth:
         reason = plans[0].why_not
-        return paragraph("No model is loaded yet: make an image first." if reason == AFTER_LOADING else reason)
+        return paragraph(NOT_LOADED if reason == AFTER_LOADING else reason)
     shared.state.job_count = 2 * ROUNDS * len(worth)
     try:
         with _last_prompt_kept():
             found = on_main_thread(lambda: measure(script, worth))
     except Exception:
         errors.report("ToDo could not measure", exc_info=True)
-        return paragraph("It could not be measured. The log says why.")
+        return paragraph(FAILED)
     if not found:  # Forge's main thread has printed the error
-        return paragraph("It could not be measured. The log says why.")
+        return paragraph(FAILED)
     return to_html(found, to_text(found, settings))
-
-
-HEADS = ("Pass", "Dense", "ToDo", "Times as fast", "GPU memory")
-
-
-def to_html(found: Sequence[Measured], text: str) -> str:
-    """What was measured as a table, a row for each pass, and the text to copy."""
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in HEADS)
-    table = (
-        f"<table class='todo-plan'><thead><tr>{heads}</tr></thead><tbody>{''.join(map(_row, found))}</tbody></table>"
-    )
-    interrupted = paragraph("It was interrupted.") if any(_is_missing(one) for one in found) else ""
-    explained = paragraph("Seconds of a sampling step: the median of some, dense and downsampled in turns.")
-    copied = f"<details><summary>Text to copy</summary><pre class='todo-copy'>{html.escape(text)}</pre></details>"
-    return f"{table}{interrupted}{explained}{copied}"
 
 
 def to_text(found: Sequence[Measured], settings: Settings) -> str:
@@ -268,39 +213,18 @@ def to_text(found: Sequence[Measured], settings: Settings) -> str:
     }
     lines = [f"{name}: {value}" for name, value in details.items()]
     for one in found:
-        sides = [
-            f"{kind} {_seconds(timed)}{_memory(timed)}" for kind, timed in (("dense", one.dense), ("ToDo", one.todo))
-        ]
+        sides = _cell("dense", one.dense), _cell("ToDo", one.todo)
         ratio = f", {one.ratio:.2f} times as fast" if one.ratio else ""
         name = f"{one.name} pass, " if one.name else ""
         lines.append(f"{name}{one.width} x {one.height}: {', '.join(sides)}{ratio}")
     return "\n".join(lines)
 
 
-def _row(one: Measured) -> str:
-    name = f"<span>{(one.name and f'{one.name} pass') or 'one pass'}</span><br>{one.width} × {one.height}"
-    memory = " → ".join(_memory(timed).removeprefix(", ") for timed in (one.dense, one.todo) if timed.memory) or "–"
-    ratio = f"{one.ratio:.2f}" if one.ratio else "–"
-    cells = "".join(f"<td>{cell}</td>" for cell in (*map(_cell, (one.dense, one.todo)), ratio, memory))
-    return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
-
-
-def _cell(timed: Timed) -> str:
-    return "<span>out of memory</span>" if timed.out_of_memory else _seconds(timed)
-
-
-def _seconds(timed: Timed) -> str:
+def _cell(kind: str, timed: Timed) -> str:
     if timed.out_of_memory:
-        return "out of memory"
-    return f"{timed.step:.3g} s a step" if timed.steps else "–"
-
-
-def _memory(timed: Timed) -> str:
-    return f", {timed.memory / 2**30:.2f} GB" if timed.memory else ""
-
-
-def _is_missing(one: Measured) -> bool:
-    return any(not (timed.steps or timed.out_of_memory) for timed in (one.dense, one.todo))
+        return f"{kind} out of memory"
+    memory = f" and {timed.memory / 2**30:.2f} GB" if timed.memory else ""
+    return f"{kind} {timed.step:.3g} s a step{memory}" if timed.steps else f"{kind} not measured"
 
 
 def _device() -> str:

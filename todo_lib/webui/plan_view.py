@@ -14,11 +14,11 @@ from torch import nn
 
 from ..grid import Grid
 from ..settings import Settings, SettingsError
-from ..steps import steps_to_come
 from . import measure
 from .arguments import NAMES
 from .hosts import unet_of
 from .live_plan import Pass, paragraph, plan_pass, to_html
+from .steps_to_come import steps_to_come
 
 logger = logging.getLogger("ToDo")
 

@@ -10,9 +10,9 @@ from torch import nn
 from lab.benchmarks.speed import LAYOUTS, STEPS, paper_settings
 from lab.benchmarks.unets import Layout, make_unet
 from todo_lib import Settings, plan
+from todo_lib.plan import unet_work
 from todo_lib.settings import KEPT, KEPT_IN_MORE
 from todo_lib.unet import grid_after, spatial_transformers
-from todo_lib.work import unet_work
 
 SIZES = (1024, 1536, 2048, 4096)
 BY_K = {KEPT_IN_MORE: None, **{kept: steps for steps, kept in reversed(KEPT.items())}}  # K -> steps that have it

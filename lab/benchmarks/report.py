@@ -23,9 +23,8 @@ import matplotlib.pyplot as plt
 
 from lab import charts
 from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, paper_settings, ratio
+from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
-from todo_lib import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
@@ -194,19 +193,22 @@ def speed() -> str:
 
 
 def pace() -> str:
-    """The time of the default as a share of that of the paper's own factors, measured and by count of multiply-adds."""
+    """The time of the default as a share of that of the paper's own factors, by count and as far as it was measured."""
     results = load("speed")["results"]
-    heads = [f"{role}: {way}" for role in DEFAULT for way in ("measured", "by count")]
+    heads = [f"{role}: {way}" for role in DEFAULT for way in ("by count", "measured")]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for model, layout in LAYOUTS.items():
-        for key, cell in cells(results, model).items():
-            size, texts = size_of(key), []
-            papers = by_count.left(layout, size, paper_settings(layout, size))[1]
-            for role, steps in zip(DEFAULT, STEPS, strict=True):
-                share = median(cell, role) / median(cell, "paper")
-                work = by_count.left(layout, size, Settings(enabled=True), steps)[1] / papers
-                texts += ["–" if math.isnan(share) else f"{share:.2f}", f"{work:.2f}"]
-            lines.append(f"| {model}, {key} | {' | '.join(texts)} |")
+        found = cells(results, model)
+        for size in SIZES:
+            by_work, texts = by_count.times(layout, size), []
+            for role in DEFAULT:
+                shares = [
+                    f"{ratio(cell, 'paper') / ratio(cell, role):.2f} ({key.rpartition(' ')[2]})"
+                    for key, cell in found.items()
+                    if size_of(key) == size and not math.isnan(ratio(cell, role))
+                ]
+                texts += [f"{by_work['paper'] / by_work[role]:.2f}", ", ".join(shares) or "–"]
+            lines.append(f"| {model}, {size} px | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 

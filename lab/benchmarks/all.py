@@ -12,7 +12,7 @@ import argparse
 
 import torch
 
-from lab.benchmarks import controlnet, fidelity, overhead, redundancy, reference, report, speed
+from lab.benchmarks import controlnet, fidelity, kernels, overhead, redundancy, reference, report, speed
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     for dtype in ("fp16", "bf16") if on_gpu else ("fp32",):
         overhead.main(["--dtype", dtype])
         speed.main(["--dtype", dtype])
+    kernels.main(["--dtype", "fp16" if on_gpu else "bf16"])
     speed.main(["--sizes", "4096", "--dtype", "bf16", "--rounds", "3" if on_gpu else "1"])
     controlnet.main([])
     fidelity.main([])

@@ -9,7 +9,6 @@ import platform
 import re
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from tqdm import tqdm
 
 from lab.demo.machine import processor
 from lab.demo.sheet import save_sheet
-from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load, made_steps
+from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, enlarged, load, made_steps
 from lab.model.pictures import CAPTIONS
-from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, Step, plan
+from todo_lib import DepthPlan, Patch, Settings, SettingsError, Step, plan
 from todo_lib.webui.infotext import to_infotext
 
 OUTPUT = Path(__file__).parent / "output"
@@ -28,20 +27,6 @@ DENSE = Settings(enabled=False)
 SIZE_STEP = 64  # a latent pixel is 8 pixels wide, and the U-Net halves the latent 3 times
 DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
 LONGEST_NAME = 100  # letters that prompts may take in the name of a file
-
-
-@dataclass
-class Drawn:
-    """A sampling.
-
-    latent: (1, 4, H/8, W/8).
-    seconds: the time that it took.
-    report: what the patch has done to it.
-    """
-
-    latent: torch.Tensor
-    seconds: float
-    report: Report
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,22 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
         passes.append(("hires pass", (width, height), made_steps(options.steps)))
 
     print(f"Emoji model, {width}x{height} px, {options.steps} steps, seed {options.seed}")
-    print(_machine(), end="\n\n", flush=True)
+    print(f"{_machine()}\nDense and ToDo take their steps in turns. Times are those of the steps.\n", flush=True)
     model = load()
-    for label, (w, h), _ in passes:
+    for label, (w, h), steps in passes:
         if label:
             print(f"{label}, {w}x{h} px")
-        print(_table(plan(model.unet, (h // 8, w // 8), settings)), flush=True)
+        print(_table(plan(model.unet, (h // 8, w // 8), settings, steps)), flush=True)
 
     factor = f"{settings.factor:g}" if settings.factor else "auto"
     rows = {}
     with tqdm(total=2 * sum(steps for *_, steps in passes) * len(options.prompts), unit="step") as bar:
-        draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE)  # a first call is slower
+        Drawing(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE).advance()  # a first call is slower
         for prompt in options.prompts:
-            dense, todo = (
-                draw_passes(model, prompt, passes, options, s, bar, f"{prompt}, {name}")
-                for name, s in (("dense", DENSE), ("ToDo", settings))
-            )
+            dense, todo = draw_in_turns(model, prompt, passes, options, settings, bar)
             ratio = sum(d.seconds for d in dense) / sum(t.seconds for t in todo)
             difference = 100 * ((todo[-1].latent - dense[-1].latent).norm() / dense[-1].latent.norm()).item()
             with bar.external_write_mode(file=sys.stdout):
@@ -109,63 +91,81 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nPictures: {sheet.relative_to(here) if sheet.is_relative_to(here) else sheet}")
 
 
-def draw_passes(
+class Drawing:
+    """A sampling that is made step by step, without ToDo where the settings are not enabled.
+
+    size: (width, height) in pixels, multiples of 64.
+    steps: as asked for; a hires pass makes fewer.
+    seed: of the noise that the image begins with.
+    first: the latent of a smaller image, of which this is the hires pass.
+
+    seconds: the time that the steps have taken so far.
+    latent: (1, 4, H/8, W/8), when all are made.
+    report: what the patch has done.
+    """
+
+    def __init__(
+        self,
+        model: Emoji,
+        prompt: str,
+        size: tuple[int, int],
+        seed: int,
+        steps: int,
+        settings: Settings,
+        first: torch.Tensor | None = None,
+    ):
+        noise = model.noise(size, seed)
+        self.seconds = 0.0
+        self.latent: torch.Tensor | None = None
+        self._unet = model.unet
+        self._enabled = settings.enabled
+        self._sampling = model.sampling([prompt], noise, steps, first=None if first is None else enlarged(first, noise))
+        self._step = Step(0, next(self._sampling))  # what comes before the first step
+        made = steps if first is None else made_steps(steps)
+        self._patch = Patch(model.unet, settings, lambda: self._step, made, tuple(noise.shape[2:]))
+        self.report = self._patch.report
+
+    def advance(self) -> None:
+        """Make the next step. Nothing of the patch is left on the U-Net afterwards."""
+        with self._patch if self._enabled else contextlib.nullcontext():
+            if self._enabled:
+                self._patch.before_unet(self._unet)
+            begin = time.perf_counter()
+            try:
+                self._step = Step(self._step.number + 1, next(self._sampling))
+            except StopIteration as end:
+                self.latent = end.value
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+
+def draw_in_turns(
     model: Emoji,
     prompt: str,
     passes: list[tuple[str, tuple[int, int], int]],
     options: argparse.Namespace,
     settings: Settings,
     bar: tqdm,
-    title: str,
-) -> list[Drawn]:
-    """Text to image, and the hires pass of what it drew where there is one."""
-    drawn = []
-    for label, size, _ in passes:
-        bar.set_description(f"{title}, {label}" if label else title)
-        first = drawn[-1].latent if drawn else None
-        drawn.append(draw(model, prompt, size, options.seed, options.steps, settings, bar, first))
+) -> tuple[list[Drawing], list[Drawing]]:
+    """The passes drawn dense, and with ToDo.
+
+    Their steps are made in turns, so that other work on the machine slows both alike: run one after the other, ToDo
+    looked slower than dense where other programs ran meanwhile.
+    """
+    drawn: tuple[list[Drawing], list[Drawing]] = ([], [])
+    for label, size, steps in passes:
+        bar.set_description(f"{prompt}, {label}" if label else prompt)
+        for one, chosen in zip(drawn, (DENSE, settings), strict=True):
+            first = one[-1].latent if one else None
+            one.append(Drawing(model, prompt, size, options.seed, options.steps, chosen, first))
+        for i in range(steps):
+            for one in drawn if i % 2 == 0 else reversed(drawn):
+                one[-1].advance()
+                bar.update()
     return drawn
 
 
-def draw(
-    model: Emoji,
-    prompt: str,
-    size: tuple[int, int],
-    seed: int,
-    steps: int,
-    settings: Settings,
-    bar: tqdm | None = None,
-    first: torch.Tensor | None = None,
-) -> Drawn:
-    """Draw the latent of an image, without ToDo where the settings are not enabled.
-
-    size: (width, height) in pixels, multiples of 64.
-    seed: of the noise that the image begins with.
-    bar: goes on by one with each step.
-    first: the latent of a smaller image, of which this is the hires pass.
-    """
-    step = Step(0, 0.0)
-
-    def begin_step(share: float) -> None:
-        nonlocal step
-        if bar is not None and share > 0:
-            bar.update()
-        step = Step(step.number + 1 if share else 0, share)
-
-    patch = Patch(model.unet, settings, lambda: step)
-    with patch if settings.enabled else contextlib.nullcontext():
-        begin = time.perf_counter()
-        if first is None:
-            latent = model.sample([prompt], model.noise(size, seed), steps, progress=begin_step)
-        else:
-            latent = model.refine([prompt], first, size, seed, steps=steps, progress=begin_step)
-        seconds = time.perf_counter() - begin
-    if bar is not None:
-        bar.update()
-    return Drawn(latent, seconds, patch.report)
-
-
-def _times(drawn: list[Drawn]) -> str:
+def _times(drawn: list[Drawing]) -> str:
     """The seconds of each pass."""
     return " + ".join(f"{d.seconds:.3g}" for d in drawn) + " s"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,6 @@ class Emoji:
         shape = (count, LATENT_CHANNELS, height // LATENT_SCALE, width // LATENT_SCALE)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    @torch.inference_mode()
     def sample(
         self,
         texts: list[str],
@@ -77,6 +76,23 @@ class Emoji:
         first: latents of the same shape to begin from, with noise on them, as image to image does. Then only the last
             steps are made, as many as made_steps says.
         """
+        sampling = self.sampling(texts, noise, steps, guidance, first)
+        while True:
+            try:
+                progress(next(sampling))
+            except StopIteration as end:
+                return end.value
+
+    @torch.inference_mode()
+    def sampling(
+        self,
+        texts: list[str],
+        noise: torch.Tensor,
+        steps: int = 20,
+        guidance: float = 2.0,
+        first: torch.Tensor | None = None,
+    ) -> Generator[float, None, torch.Tensor]:
+        """The same step by step: yields what `sample` tells `progress`, and returns the latents."""
         context = torch.cat([self.prompts([""] * len(texts)), self.prompts(texts)])
         alphas = alphas_cumprod()
         times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
@@ -86,7 +102,7 @@ class Emoji:
             latents = alphas[times[0]].sqrt() * first + (1 - alphas[times[0]]).sqrt() * noise
             steps = len(times) - 1
         for i, (time, following) in enumerate(itertools.pairwise(times)):
-            progress(i / steps)
+            yield i / steps
             both = self.unet(latents.repeat(2, 1, 1, 1), time.expand(2 * len(texts)).float(), context)
             without, prompted = both.chunk(2)
             velocity = without + guidance * (prompted - without)
@@ -107,14 +123,18 @@ class Emoji:
     ) -> torch.Tensor:
         """Latents of (width, height) pixels from smaller ones, like the WebUI's hires fix with the upscaler Latent."""
         noise = self.noise(size, seed, len(texts))
-        first = F.interpolate(latents, size=noise.shape[2:], mode="bilinear")
-        return self.sample(texts, noise, first=first, **options)
+        return self.sample(texts, noise, first=enlarged(latents, noise), **options)
 
     def draw(
         self, texts: list[str], size: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE), seed: int = 0, **options
     ) -> torch.Tensor:
         """One image of (width, height) pixels for each text, (B, H, W, 3) bytes. See `sample` for the options."""
         return self.decode(self.sample(texts, self.noise(size, seed, len(texts)), **options))
+
+
+def enlarged(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents of the size of this noise, from smaller ones."""
+    return F.interpolate(latents, size=noise.shape[2:], mode="bilinear")
 
 
 def made_steps(steps: int) -> int:

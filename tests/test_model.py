@@ -7,8 +7,10 @@ import torch
 
 from lab.model import card
 from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, load, made_steps
+from lab.model.parts import SIZE_WAVES, make_unet
 from lab.model.pictures import CAPTIONS
 from lab.model.tokens import END, START, Tokenizer
+from todo_lib.unet import spatial_transformers
 
 TEXTS = list(CAPTIONS.values())
 
@@ -66,6 +68,43 @@ def test_the_files_are_small():
     folder = card.HERE
     files = [folder / "emoji.safetensors", folder / "emoji.yaml", *(folder / "emoji").iterdir()]
     assert sum(file.stat().st_size for file in files) <= 12_000_000
+
+
+@pytest.fixture(scope="module")
+def sdxl_unet():
+    torch.manual_seed(0)
+    unet = make_unet("sdxl").eval().requires_grad_(False)
+    for parameter in unet.parameters():  # layers that begin at zero would hide what comes before them
+        parameter.normal_(std=0.05)
+    return unet
+
+
+def test_the_layout_of_sdxl(sdxl_unet):
+    found = [(t.name, t.halvings, t.depth, len(t.attentions)) for t in spatial_transformers(sdxl_unet)]
+    assert found == [
+        ("input_blocks.3.1", 1, 1, 2),
+        ("input_blocks.5.1", 2, 2, 5),
+        ("middle_block.1", 2, 2, 5),
+        ("output_blocks.0.1", 2, 2, 5),
+        ("output_blocks.1.1", 2, 2, 5),
+        ("output_blocks.2.1", 1, 1, 2),
+        ("output_blocks.3.1", 1, 1, 2),
+    ]
+    for transformer in spatial_transformers(sdxl_unet):
+        assert isinstance(transformer.module.proj_in, torch.nn.Linear)
+        assert {attn.heads for attn in transformer.attentions.values()} == {4 * transformer.depth}
+    assert sdxl_unet.label_emb[0][0].in_features == 4 * SIZE_WAVES
+    assert 2 * sum(parameter.numel() for parameter in sdxl_unet.parameters()) <= 8_000_000
+
+
+def test_sdxls_layout_is_told_the_size_and_the_part(sdxl_unet):
+    latents = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    times, context = torch.tensor([500.0, 500.0]), torch.zeros(2, 77, 96)
+    whole = sdxl_unet(latents, times, context)
+    assert whole.shape == latents.shape
+    assert torch.equal(whole, sdxl_unet(latents, times, context, frame=(16, 24, 0, 0)))
+    for frame in ((32, 24, 0, 0), (16, 48, 0, 0), (16, 24, 8, 0), (16, 24, 0, 8)):
+        assert (whole - sdxl_unet(latents, times, context, frame)).abs().max() > 1e-3
 
 
 def test_tokens():

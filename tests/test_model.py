@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lab.model import card
+from lab.model import card, train
 from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, load, made_steps
 from lab.model.parts import SIZE_WAVES, make_unet
 from lab.model.pictures import CAPTIONS
@@ -105,6 +105,35 @@ def test_sdxls_layout_is_told_the_size_and_the_part(sdxl_unet):
     assert torch.equal(whole, sdxl_unet(latents, times, context, frame=(16, 24, 0, 0)))
     for frame in ((32, 24, 0, 0), (16, 48, 0, 0), (16, 24, 8, 0), (16, 24, 0, 8)):
         assert (whole - sdxl_unet(latents, times, context, frame)).abs().max() > 1e-3
+
+
+def test_training_of_sdxls_layout_begins_with_what_fits_of_the_finished_model(model):
+    begun, finished = train.sdxl_denoiser()["unet"].state_dict(), model.unet.state_dict()
+    pairs = {
+        "input_blocks.3.1.transformer_blocks.0.attn1.to_q": "input_blocks.3.1.transformer_blocks.0.attn1.to_q",
+        "input_blocks.5.1.proj_in": "input_blocks.5.1.proj_in",
+        "output_blocks.2.0.in_layers.2": "output_blocks.4.0.in_layers.2",
+        "output_blocks.5.0.out_layers.3": "output_blocks.7.0.out_layers.3",
+    }
+    for name, other in pairs.items():
+        assert torch.equal(begun[f"{name}.weight"].flatten(), finished[f"{other}.weight"].flatten())
+    for name in ("transformer_blocks.1.attn1.to_out.0", "transformer_blocks.4.ff.net.2"):  # new blocks add nothing
+        assert not begun[f"input_blocks.5.1.{name}.weight"].any()
+
+
+def test_matrices_of_one_shape_are_trained_at_once_as_each_alone():
+    first, second, tall = (torch.randn(shape) for shape in ((4, 8), (4, 8), (8, 4)))
+    together, alone = ([torch.nn.Parameter(x.clone()) for x in (first, second, tall)] for _ in "ab")
+    for parameters in (together, alone):
+        for i, p in enumerate(parameters):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+    train.Muon(together, lr=0.1).step()
+    for p in alone:
+        train.Muon([p], lr=0.1).step()
+    for before, p, other in zip((first, second, tall), together, alone, strict=True):
+        assert torch.allclose(p, other, atol=1e-3)
+        moved = torch.linalg.svdvals(p.detach() - before) / (0.1 * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+        assert moved.min() > 0.5 and moved.max() < 1.3
 
 
 def test_tokens():

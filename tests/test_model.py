@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab.model import card, train
-from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, load, made_steps
+from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, UNET_FILES, load, made_steps
 from lab.model.parts import SIZE_WAVES, make_unet
 from lab.model.pictures import CAPTIONS
 from lab.model.tokens import END, START, Tokenizer
@@ -105,6 +105,12 @@ def test_sdxls_layout_is_told_the_size_and_the_part(sdxl_unet):
     assert torch.equal(whole, sdxl_unet(latents, times, context, frame=(16, 24, 0, 0)))
     for frame in ((32, 24, 0, 0), (16, 48, 0, 0), (16, 24, 8, 0), (16, 24, 0, 8)):
         assert (whole - sdxl_unet(latents, times, context, frame)).abs().max() > 1e-3
+
+
+def test_a_model_that_was_not_trained_is_said_how_to_make(monkeypatch, tmp_path):
+    monkeypatch.setitem(UNET_FILES, "sdxl", tmp_path / "missing.safetensors")
+    with pytest.raises(FileNotFoundError, match="train export --layout sdxl makes it"):
+        load("sdxl")
 
 
 def test_training_of_sdxls_layout_begins_with_what_fits_of_the_finished_model(model):

@@ -147,7 +147,13 @@ def made_steps(steps: int) -> int:
 
 
 def load(layout: str = "sd15") -> Emoji:
-    """The finished model with the U-Net of this layout, sd15 or sdxl, in single precision on the CPU."""
+    """The finished model with the U-Net of this layout, sd15 or sdxl, in single precision on the CPU.
+
+    Raises FileNotFoundError where that U-Net has not been trained yet.
+    """
+    if not UNET_FILES[layout].exists():
+        made = f"python3 dev.py train export --layout {layout} makes it, see lab/model/README.md"
+        raise FileNotFoundError(f"{UNET_FILES[layout]} is not there: {made}")
     tokenizer = Tokenizer.load(TOKENIZER)
     parts = {
         "unet": make_unet(layout),

@@ -615,7 +615,7 @@ PHASES = [
 SDXL_NATIVE, SDXL_PARTS, SDXL_HIRES = (48, 48, 6), (96, 48, 2), (96, 96, 1)
 SDXL_PHASES = [
     (0.5, [[SDXL_NATIVE], [SDXL_NATIVE], [(48, 48, 4), SDXL_PARTS]]),
-    (1.0, [[SDXL_NATIVE], [(48, 48, 4), SDXL_HIRES], [(48, 48, 4), SDXL_PARTS]]),
+    (1.0, [[SDXL_NATIVE], [SDXL_NATIVE], [(48, 48, 4), SDXL_HIRES], [SDXL_NATIVE], [(48, 48, 4), SDXL_PARTS]]),
 ]
 # What the stage `finish` trains: what puts the decoder's parts together, an eighth of the U-Net.
 FINISHED = r"out\.|output_blocks\.(\d\.0\.skip_connection|\d\.\d\.conv|[3-7]\.1\.(proj|transformer_blocks\.0\.attn))"

@@ -1,6 +1,6 @@
 """How much an image changes for how much speed: ToDo and token merging on the trained model, against dense.
 
-    python -m lab.benchmarks.fidelity [--size 512] [--samplers "DPM++ 2M" "Euler a"] [--steps 20 8]
+    python -m lab.benchmarks.fidelity [--model sd15] [--size 512] [--samplers "DPM++ 2M" "Euler a"] [--steps 20 8]
         [--hires-steps 20 8] [--prompts 25]
 
 Each prompt has a seed of its own, with which it is drawn dense and then by every method: by each sampler with each
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -40,12 +41,13 @@ from lab.benchmarks.speed import clock
 from lab.benchmarks.store import RESULTS, Store
 from lab.charts import save_chart
 from lab.demo.sheet import save_sheet
-from lab.model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
+from lab.model.emoji import SIZES, UNET_FILES, Emoji, load
 from lab.model.pictures import CAPTIONS
 from todo_lib import Settings, Step, plan
 
 # In such an order that the first few are emoji and photographs.
 PROMPTS = [list(CAPTIONS.values())[7 * i % len(CAPTIONS)] for i in range(len(CAPTIONS))]
+PREFIXES = {"sd15": "", "sdxl": "SDXL's layout, "}  # of the names of results
 GUIDANCE = 2.0
 STRENGTH = 0.5  # of the hires pass
 SHOWN_PROMPTS = PROMPTS[:4]
@@ -95,19 +97,21 @@ class Scenario:
     sampler: a name in `SAMPLERS`.
     steps: of the sampler's schedule.
     hires: whether it is a hires pass: the last of these steps alone, from an image drawn at half the size and enlarged.
+    model: whose layout the U-Net has, a name in `SIZES`.
     """
 
     size: int
     sampler: str
     steps: int
     hires: bool = False
+    model: str = "sd15"
 
     @property
     def name(self) -> str:
         """The name of the scenario in results, charts and tables."""
         size = f"{self.size} px from {self.size // 2}" if self.hires else f"{self.size} px"
         steps = f"{self.made} of {self.steps} steps" if self.hires else f"{self.steps} steps"
-        return f"{size}, {self.sampler}, {steps}, guidance {GUIDANCE:g}"
+        return f"{PREFIXES[self.model]}{size}, {self.sampler}, {steps}, guidance {GUIDANCE:g}"
 
     @property
     def made(self) -> int:
@@ -120,7 +124,7 @@ class Scenario:
         """The latent that a hires pass begins from, enlarged as by the WebUI's upscaler "Latent". Else None."""
         if not self.hires:
             return None
-        first = Scenario(self.size // 2, self.sampler, self.steps).draw(model, prompt)
+        first = Scenario(self.size // 2, self.sampler, self.steps, model=self.model).draw(model, prompt)
         return F.interpolate(first, scale_factor=2, mode="bilinear")
 
     def draw(
@@ -152,21 +156,26 @@ def main(arguments: list[str] | None = None) -> None:
     options = checked(parser, arguments)
     for steps in options.hires_steps:
         check_count(parser, "--hires-steps", steps)
-    first = [Scenario(options.size, name, steps) for steps in options.steps for name in options.samplers]
-    hires = [
-        Scenario(2 * options.size, name, steps, True) for steps in options.hires_steps for name in options.samplers
-    ]
+    first, hires = (
+        [
+            Scenario(size, name, steps, hires, options.model)
+            for steps in (options.hires_steps if hires else options.steps)
+            for name in options.samplers
+        ]
+        for size, hires in ((options.size, False), (2 * options.size, True))
+    )
     scenarios = first + hires
-    sheets = {first[0]: "fidelity-pictures.webp"} if first else {}
+    stem = "fidelity-pictures" if options.model == "sd15" else f"fidelity-pictures-{options.model}"
+    sheets = {first[0]: f"{stem}.webp"} if first else {}
     if hires:
-        sheets[hires[0]] = "fidelity-pictures-hires.webp"
-    store, model = Store(options.results / "fidelity.json"), load()
+        sheets[hires[0]] = f"{stem}-hires.webp"
+    store, model = Store(results_file(options.results, "fidelity", options.model)), load(options.model)
     for scenario in scenarios:
-        pictures = options.results / "pictures" / f"{weights()}-{scenario.name}"
+        pictures = options.results / "pictures" / f"{weights(options.model)}-{scenario.name}"
         measure(model, PROMPTS[: options.prompts], scenario, store, pictures)
         if scenario in sheets:
             sheet(store.results[scenario.name], pictures, scenario, options.results / sheets[scenario])
-    chart(store.results, options.results / "fidelity.png")
+    chart(all_results(options.results, "fidelity"), options.results / "fidelity.png")
     print(table(store.results))
 
 
@@ -174,7 +183,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments of all benchmarks that draw images."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--size", type=int, default=LARGE_SIZE, help="pixels a side, a multiple of 64")
+    sizes = ", ".join(f"{size.large} ({model})" for model, size in SIZES.items())
+    add("--model", choices=SIZES, default="sd15", help="whose layout the U-Net has")
+    add("--size", type=int, help=f"pixels a side, a multiple of 64; if not given: {sizes}")
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts that the model knows")
     add("--results", type=Path, default=RESULTS, help="folder")
     return parser
@@ -183,6 +194,8 @@ def parser_of(description: str) -> argparse.ArgumentParser:
 def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The options. One that is not allowed ends the program."""
     options = parser.parse_args(arguments)
+    if options.size is None:
+        options.size = SIZES[options.model].large
     check_size(parser, "--size", options.size)
     for steps in [options.steps] if isinstance(options.steps, int) else options.steps:
         check_count(parser, "--steps", steps)
@@ -191,23 +204,46 @@ def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
     return options
 
 
-def weights() -> str:
-    """The first digits of the SHA-256 of the model's file."""
-    return hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()[:12]
+def weights(model: str) -> str:
+    """The first digits of the SHA-256 of the file with this model's U-Net."""
+    return hashlib.sha256(UNET_FILES[model].read_bytes()).hexdigest()[:12]
 
 
-def open_cell(store: Store, key: str) -> dict:
+def results_file(folder: Path, benchmark: str, model: str) -> Path:
+    """The file with a benchmark's results of this model. Each has its own, for they may be of different machines."""
+    return folder / (f"{benchmark}.json" if model == "sd15" else f"{benchmark}-{model}.json")
+
+
+def all_results(folder: Path, benchmark: str) -> dict:
+    """The results of a benchmark of all models that it was run with, one after the other."""
+    files = (results_file(folder, benchmark, model) for model in SIZES)
+    found = (json.loads(file.read_text(encoding="utf-8"))["results"] for file in files if file.exists())
+    return {key: cell for results in found for key, cell in results.items()}
+
+
+def open_cell(store: Store, key: str, model: str) -> dict:
     """The results under this key, prompt -> method -> figures. Results of other weights are dropped."""
-    store.results = {name: found for name, found in store.results.items() if found["weights"] == weights()}
-    return store.results.setdefault(key, {"weights": weights(), "prompts": {}})["prompts"]
+    there = weights(model)
+    store.results = {name: found for name, found in store.results.items() if found["weights"] == there}
+    return store.results.setdefault(key, {"weights": there, "prompts": {}})["prompts"]
 
 
-def measure(model: Emoji, prompts: list[str], scenario: Scenario, store: Store, pictures: Path) -> None:
-    """Draw and measure what the store lacks; keep in the folder `pictures` the images that are shown."""
-    cell = open_cell(store, scenario.name)
+def measure(
+    model: Emoji,
+    prompts: list[str],
+    scenario: Scenario,
+    store: Store,
+    pictures: Path,
+    choose: Callable[[Emoji, Scenario, Progress], dict[str, Method]] | None = None,
+) -> None:
+    """Draw and measure what the store lacks; keep in the folder `pictures` the images that are shown.
+
+    choose: what is compared, `methods_of` if not given.
+    """
+    cell = open_cell(store, scenario.name, scenario.model)
     pictures.mkdir(parents=True, exist_ok=True)
     progress = Progress()
-    methods = methods_of(model, scenario, progress)
+    methods = (choose or methods_of)(model, scenario, progress)
     wanted = {prompt: missing(prompt, cell, [*methods], pictures) for prompt in prompts}
     if not any(wanted.values()):
         return
@@ -337,7 +373,7 @@ def table(results: dict) -> str:
     parts = []
     for key, cell in results.items():
         rows = [
-            f"{key}; {_medians(cell)}, in brackets the least and the greatest",
+            f"{key}; {medians(cell)}, in brackets the least and the greatest",
             "",
             "| method | queries x keys, depth 1 | times as fast | latent error | PSNR, dB | SSIM | high frequencies |",
             "|---|---|---|---|---|---|---|",
@@ -371,7 +407,8 @@ def verdict(results: dict) -> str:
     return "\n".join(rows)
 
 
-def _medians(cell: dict) -> str:
+def medians(cell: dict) -> str:
+    """Of how many prompts the figures of a cell are."""
     count = len(cell["prompts"])
     return "one prompt" if count == 1 else f"medians of {count} prompts"
 
@@ -401,7 +438,7 @@ def chart(results: dict, path: Path) -> None:
             for name, point in points.items():
                 place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 ax.annotate(name.split(maxsplit=1)[1], point, color=f"C{i}", **place)
-        ax.set(title=f"{key}; {_medians(cell)}", ylim=(0, None))
+        ax.set(title=f"{key}; {medians(cell)}", ylim=(0, None))
         ax.set(
             xlabel="times as fast as dense (U-Net call)",
             ylabel="error of the final latent, % of its norm",

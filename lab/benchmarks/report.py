@@ -25,6 +25,7 @@ from lab import charts
 from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
 from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
+from lab.model.emoji import SIZES as MODEL_SIZES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
@@ -54,11 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     save_chart(load("speed")["results"])
-    results = load("fidelity")["results"]
+    results = fidelity.all_results(RESULTS, "fidelity")
     fidelity.chart(results, RESULTS / "fidelity.png")
     shown = {key: cell for key, cell in results.items() if USUAL.search(key)}
     fidelity.chart(shown, RESULTS / "fidelity-usual.png")
-    redundancy.chart(load("redundancy")["results"], RESULTS / "redundancy.png")
+    redundancy.chart(fidelity.all_results(RESULTS, "redundancy"), RESULTS / "redundancy.png")
 
 
 def load(name: str) -> dict:
@@ -281,6 +282,13 @@ def controlnet() -> str:
     return "\n".join(lines)
 
 
+def drawn(benchmark: str, table: Callable[[dict], str]) -> str:
+    """The tables of a benchmark that draws images with the trained models, and where its figures were made."""
+    files = [fidelity.results_file(RESULTS, benchmark, model) for model in MODEL_SIZES]
+    machines = dict.fromkeys(machine(file.stem) for file in files if file.exists())
+    return "\n\n".join([*machines, table(fidelity.all_results(RESULTS, benchmark))])
+
+
 TABLES = {
     "overview": overview,
     "speed": speed,
@@ -289,14 +297,14 @@ TABLES = {
     "hooks": hooks,
     "controlnet": controlnet,
     "reference": reference,
-    "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
-    "verdict": lambda: fidelity.verdict(load("fidelity")["results"]),
-    "criterion": lambda: fidelity.criterion(load("fidelity")["results"]),
+    "fidelity": lambda: drawn("fidelity", fidelity.table),
+    "verdict": lambda: fidelity.verdict(fidelity.all_results(RESULTS, "fidelity")),
+    "criterion": lambda: fidelity.criterion(fidelity.all_results(RESULTS, "fidelity")),
     "pace": pace,
     "counted share": by_count.share_table,
     "counted speed": by_count.speed_table,
     "kernels": lambda: f"{machine('kernels')}\n\n{kernels.table(load('kernels')['results'])}",
-    "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
+    "redundancy": lambda: drawn("redundancy", redundancy.table),
 }
 
 

@@ -10,8 +10,16 @@ from todo_lib.webui.hosts import is_too_old
 
 
 def add_axes():
-    xyz_grid = next(data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py")
-    xyz_grid.axis_options += [_axis(xyz_grid, field) for field in FIELDS]
+    """Add the axes to the host's plot, in the place of earlier ones. A plot that is switched off has none."""
+    labels = {_label(field.name) for field in FIELDS}
+    for plot in [data.module for data in scripts.scripts_data if _is_plot(data.module)]:
+        others = [option for option in plot.axis_options if option.label not in labels]
+        plot.axis_options[:] = [*others, *(_axis(plot, field) for field in FIELDS)]
+
+
+def _is_plot(module):
+    """Whether this is the module of the script "X/Y/Z plot", whose name differs from host to host."""
+    return hasattr(module, "axis_options") and hasattr(module, "AxisOption")
 
 
 def _axis(xyz_grid, field):
@@ -83,4 +91,5 @@ def _hints(p):
 
 
 if not is_too_old(scripts.Script):  # older hosts have no controls of ToDo to set
-    script_callbacks.on_before_ui(add_axes)
+    add_axes()  # now, as with --nowebui the host makes the plot's list of axes before the next callback
+    script_callbacks.on_before_ui(add_axes)  # for a plot that is loaded later

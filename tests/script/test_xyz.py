@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.script.extension import DEEP, recording
+from tests.script.extension import DEEP, SCRIPTS, importable, recording, reload_ui
 from todo_lib import __version__
 
 LABELS = ["Enabled", "Factor", "Max depth", "Deeper factor", "Start", "End", "Passes", "Hires factor", "Moving grid"]
@@ -58,6 +58,51 @@ def option(host, name):
 def test_labels(host):
     found = [option.label for option in host.xyz.axis_options if "ToDo" in option.label]
     assert sorted(found) == sorted(f"[ToDo] {name}" for name in LABELS)
+
+
+@pytest.fixture
+def loaded_anew(host):
+    """Loads these scripts anew. Returns the labels of the axes of each plot among them."""
+
+    def load(*paths):
+        with importable(host):
+            host.scripts.load_scripts(list(map(str, paths)))
+            plots = [data.module for data in host.scripts.scripts_data if hasattr(data.module, "axis_options")]
+            return [[option.label for option in plot.axis_options] for plot in plots]
+
+    yield load
+    reload_ui(host)
+
+
+def test_the_axes_are_there_before_the_page_is_made(loaded_anew):
+    """With --nowebui the host asks for the list of axes before its callback `before_ui`."""
+    (labels,) = loaded_anew(*SCRIPTS)
+    assert {f"[ToDo] {name}" for name in LABELS} <= set(labels)
+
+
+def test_a_plot_that_is_loaded_later(host, loaded_anew):
+    plot = next(path for path in SCRIPTS if path.name == "xyz_grid.py")
+    loaded_anew(*(path for path in SCRIPTS if path != plot), plot)
+    host.script_callbacks.before_ui_callback()
+    (module,) = [data.module for data in host.scripts.scripts_data if hasattr(data.module, "axis_options")]
+    labels = [option.label for option in module.axis_options if "ToDo" in option.label]
+    assert sorted(labels) == sorted(f"[ToDo] {name}" for name in LABELS)
+
+
+def test_a_module_of_another_name(tmp_path, loaded_anew):
+    plot = next(path for path in SCRIPTS if path.name == "xyz_grid.py")
+    other = tmp_path / "scripts" / "plots.py"
+    other.parent.mkdir()
+    other.write_text(plot.read_text(encoding="utf-8"), encoding="utf-8")
+    (labels,) = loaded_anew(*(other if path == plot else path for path in SCRIPTS))
+    assert {f"[ToDo] {name}" for name in LABELS} <= set(labels)
+
+
+def test_without_a_plot_there_are_no_axes(host, loaded_anew):
+    """It may be switched off where it is an extension of its own."""
+    assert loaded_anew(*(path for path in SCRIPTS if path.name != "xyz_grid.py")) == []
+    host.script_callbacks.before_ui_callback()
+    assert host.errors.reported == []
 
 
 def test_choices(host):

@@ -30,7 +30,6 @@ from lab.model.emoji import SIZES as MODEL_SIZES
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-USUAL = re.compile(r"DPM\+\+ 2M, .*20 steps")  # the scenarios of the README's chart
 CHART = RESULTS / "speed.png"
 DEFAULT = tuple(f"default, {steps} steps" for steps in STEPS)  # roles
 LINES = {  # role -> its line in the chart
@@ -57,8 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
     save_chart(load("speed")["results"])
     results = fidelity.all_results(RESULTS, "fidelity")
     fidelity.chart(results, RESULTS / "fidelity.png")
-    shown = {key: cell for key, cell in results.items() if USUAL.search(key)}
-    fidelity.chart(shown, RESULTS / "fidelity-usual.png")
     redundancy.chart(fidelity.all_results(RESULTS, "redundancy"), RESULTS / "redundancy.png")
 
 

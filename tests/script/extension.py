@@ -85,7 +85,8 @@ def reload_ui(host: SimpleNamespace, **defaults) -> None:
     loaded = {Path(data.path).name: data.module for data in host.scripts.scripts_data}
     names = ("before", "xyz_grid", "prompts_from_file", "todo", "witness")
     host.before, host.xyz, host.prompts, host.todo, host.witness = (loaded[f"{name}.py"] for name in names)
-    host.Api = host.api.Api()
+    with importable(host):  # gradio 4 looks for the module of each control
+        host.Api = host.api.Api()
 
 
 def make_model(host: SimpleNamespace, name: str, seed: int = 0, **layout):

@@ -6,7 +6,7 @@
     python dev.py tests [PYTEST ARGUMENTS] lint, then all tests
     python dev.py tests --fast [...]       lint, then the tests of the method and of the scripts in the stand-in
     python dev.py lint                     lint only: ruff and mypy, without PyTorch
-    python dev.py compatibility [...]      the compatibility table, docs/compatibility.md, in the hosts that are there
+    python dev.py compatibility [...]      the compatibility tables, in docs/, in the hosts that are there
     python dev.py soak [...]               hundreds of generations at random, in the real WebUI
 
 The environment is .venv beside this file. It is made on first use, and brought up to date whenever pyproject.toml
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 FAST_TESTS = ("tests/todo_lib", "tests/script")
+COMPATIBILITY_TESTS = ("tests/webui/test_compatibility.py", "tests/comfyui/test_neighbours.py")
 
 
 def run(*args):
@@ -72,7 +73,7 @@ def main(command="", *args):
         run("-m", f"lab.benchmarks.{args[0]}", *args[1:])
     elif command == "compatibility":
         prepare("tests")
-        run("-m", "pytest", "tests/webui/test_compatibility.py", "--compatibility", *args)
+        run("-m", "pytest", *COMPATIBILITY_TESTS, "--compatibility", *args)
     elif command == "soak":
         prepare("tests")
         run("-m", "pytest", "tests/webui/test_soak.py", "-s", "--soak", "300", *args)

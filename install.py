@@ -2,12 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-NEEDED = 2
+NEEDED = 2, 1  # for hooks that run when a call fails, too
 
 try:
     found = version("torch")
 except PackageNotFoundError:
     found = None
 
-if found is not None and int(found.partition(".")[0]) < NEEDED:
-    raise SystemExit(f"ToDo (token downsampling) needs torch {NEEDED}.0 or newer, but this WebUI runs torch {found}.")
+if found is not None and tuple(map(int, found.split(".")[:2])) < NEEDED:
+    needed = ".".join(map(str, NEEDED))
+    raise SystemExit(f"ToDo (token downsampling) needs torch {needed} or newer, but this WebUI runs torch {found}.")

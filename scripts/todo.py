@@ -1,122 +1,17 @@
-"""ToDo in the WebUI: the accordion's controls, and the callbacks of a generation."""
+"""ToDo in the WebUI: the script that the host loads. Its class is in `todo_lib.webui.script`."""
 
 import logging
 import sys
-
-import gradio as gr
-from modules import infotext_utils, script_callbacks, scripts, shared
-from modules.ui_components import InputAccordion
 
 # "Reload UI" runs this file again, perhaps in a newer version, and todo_lib has to be of that version too.
 for name in [name for name in sys.modules if name.partition(".")[0] == "todo_lib"]:
     del sys.modules[name]
 
-from todo_lib import FIELDS, SettingsError, __version__  # noqa: E402
-from todo_lib.webui import arguments, comment, infotext, pasting, sampling, unannounced  # noqa: E402
-from todo_lib.webui.hosts import is_too_old  # noqa: E402
-from todo_lib.webui.plan_view import PlanView  # noqa: E402
-
-logger = logging.getLogger("ToDo")
-
-# Samplings are announced through this callback. Where the host has none, ToDo shows no controls and stays off.
-TOO_OLD = is_too_old(scripts.Script)
-TOO_OLD_MESSAGE = "ToDo needs version 1.10 of the WebUI, or a newer one. In this version it does nothing."
-
-
-class ToDoScript(scripts.Script):
-    """The script as the host sees it. Each callback hands its work on to `todo_lib.webui`."""
-
-    def __init__(self):
-        self.plan_view = PlanView()
-
-    def title(self):
-        return "ToDo"
-
-    def show(self, is_img2img):
-        return scripts.AlwaysVisible
-
-    def ui(self, is_img2img):
-        enabled, factor, *others = FIELDS
-        if TOO_OLD:
-            with gr.Accordion(enabled.label, open=False):
-                gr.HTML(TOO_OLD_MESSAGE, elem_classes="todo-help")
-            return None
-        with InputAccordion(enabled.default, label=enabled.label, elem_id=self.elem_id(enabled.name)) as accordion:
-            gr.HTML(enabled.help, elem_classes="todo-help")
-            self.plan_view.place()
-            controls = [accordion, self._control(factor)]
-            with gr.Accordion("More settings", open=False, elem_id=self.elem_id("more")):
-                controls += [self._control(field) for field in others]
-        self.plan_view.follow(controls, is_img2img)
-        self.infotext_fields = pasting.paste_fields(controls)
-        self.paste_field_names = list(pasting.LABELS)  # for "Send to img2img" and the like
-        return controls
-
-    def _control(self, field):
-        common = {"label": field.label, "info": field.help, "value": field.default, "elem_id": self.elem_id(field.name)}
-        if field.choices:
-            return gr.Radio(choices=list(field.choices), **common)
-        if isinstance(field.default, bool):
-            return gr.Checkbox(**common)
-        return gr.Slider(minimum=0 if field.zero else field.minimum, maximum=field.maximum, step=field.step, **common)
-
-    def after_component(self, component, **kwargs):
-        self.plan_view.found(kwargs.get("elem_id"), component)
-
-    def setup(self, p, *args):
-        arguments.warn_of_foreign(args)
-
-    def process(self, p, *args):
-        unannounced.close_windows(p)  # an earlier generation of p may have failed and left them open
-        arguments.refuse_early(p, args, shared.state)
-        settings = arguments.enabled_settings(args)
-        if settings:
-            comment.begin(p)
-        infotext.write(p, settings)
-
-    def before_process_batch(self, p, *args, **kwargs):
-        unannounced.close_windows(p)
-
-    def process_batch(self, p, *args, **kwargs):
-        try:
-            settings = arguments.settings_from(args)
-        except SettingsError:
-            settings = None  # every sampling refuses them
-        else:  # again: another script may have changed the arguments
-            infotext.write(p, settings)
-        if "sample" in vars(p) and (settings is None or settings.enabled):
-            unannounced.announce_samplings(p, args)
-
-    def process_before_every_sampling(self, p, *args, **kwargs):
-        sampling.before_sampling(p, args, p.sampler)
-
-    def postprocess_batch_list(self, p, images, *args, **kwargs):
-        if arguments.enabled_settings(args):
-            unannounced.open_window(p, args)
-
-    def postprocess(self, p, processed, *args):
-        unannounced.close_windows(p)
-        arguments.go_on(p, shared.state)
-        # process() was not called where other machines made all images. The arguments alone tell what was wanted.
-        if settings := arguments.enabled_settings(args):
-            comment.end(p, processed)
-            comment.tell_of_workers(processed, infotext.texts_for(p, settings))
-
-
-def when_all_is_loaded(demo, app):
-    """Finish what needs the page, and the callbacks of all extensions."""
-    # Let the sliders for fractions keep a float as their value in all tabs.
-    for tab in infotext_utils.paste_fields.values():
-        pasting.keep_fractions(tab["fields"] or [])
-    # Be the last one that the host tells of a U-Net call: the calls that others make when they are told are not its.
-    script_callbacks.remove_callbacks_for_function(sampling.on_cfg_denoiser)
-    script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
-
-
-if TOO_OLD:
-    logger.warning(TOO_OLD_MESSAGE)
-else:
-    script_callbacks.on_app_started(when_all_is_loaded)
-    script_callbacks.on_cfg_denoiser(sampling.on_cfg_denoiser)
-    script_callbacks.on_cfg_after_cfg(sampling.on_cfg_after_cfg)
-    logger.info("ToDo %s", __version__)
+try:
+    from todo_lib.webui.script import ToDoScript  # noqa: F401
+except ImportError as error:
+    # One line, and no traceback. SD.Next is such a host.
+    logging.getLogger("ToDo").warning(
+        "ToDo does nothing in this WebUI, which lacks what it needs (%s). SD.Next has token downsampling of its own.",
+        error,
+    )

@@ -11,6 +11,8 @@ from todo_lib.webui.hosts import is_too_old
 
 def add_axes():
     """Add the axes to the host's plot, in the place of earlier ones. A plot that is switched off has none."""
+    if not any(data.script_class.__name__ == "ToDoScript" for data in scripts.scripts_data):
+        return  # a host in which ToDo does nothing
     labels = {_label(field.name) for field in FIELDS}
     for plot in [data.module for data in scripts.scripts_data if _is_plot(data.module)]:
         others = [option for option in plot.axis_options if option.label not in labels]

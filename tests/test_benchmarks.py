@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from lab.benchmarks import all as everything_run
-from lab.benchmarks import controlnet, overhead, reference, speed
+from lab.benchmarks import by_count, controlnet, kernels, overhead, reference, speed
 from lab.benchmarks.methods import DENSE, FLOOR, by_hand, counted, inline, paper, todo, tome
 from lab.benchmarks.store import Store
 from lab.benchmarks.unets import SD15, SDXL, make_inputs, make_unet
 from tests.todo_lib.unets import state
-from todo_lib import Settings
+from todo_lib import Settings, plan
 
 TINY = dataclasses.replace(SD15, channels=32, prompt_width=16)
 TINY_XL = dataclasses.replace(SDXL, channels=32, head=16, prompt_width=16, size_embedding=24)
@@ -133,14 +133,10 @@ def test_the_same_seed_makes_the_same_unet():
 )
 def test_factors(layout, size, factors):
     top = (size // 8, size // 8) if layout is SD15 else (size // 16, size // 16)
-    chosen = speed.settings_of(layout, size)
-    paper = chosen.pop("paper")
+    paper = speed.paper_settings(layout, size)
     kept = tuple((side, side) for side in (top[0] // factors[0], top[0] // 2 // factors[1]))
     halves = ((1, top), (2, (top[0] // 2, top[1] // 2)))
     assert tuple(paper.kept_grid(depth, grid) for depth, grid in halves) == kept and not paper.moving
-    assert chosen == {"moving": Settings(enabled=True)} | {
-        f"moving {factor}": Settings(enabled=True, factor=factor) for factor in (2, 3, 4, 5, 6, 8)
-    }
 
 
 @pytest.mark.parametrize(("size", "merging"), [(1536, "ToMe 0.75"), (2048, "ToMe 0.75 to depth 2")])
@@ -148,13 +144,23 @@ def test_tokens_are_merged_where_the_paper_downsamples(unet, size, merging):
     assert speed.methods_of(unet, TINY, size)["ToMe 0.75"].name == merging
 
 
-def test_roles_share_a_method_where_the_same_tokens_are_kept(unet):
-    names = {role: method.name for role, method in speed.methods_of(unet, TINY, 1024).items()}
-    assert names["paper"] == "ToDo 2" and names["moving 2"] == "moving 2"
-    assert names["moving"] == "moving auto"  # factor 3, and at depth 2 not half of that, but 1
-    names = {role: method.name for role, method in speed.methods_of(unet, TINY, 640).items()}
-    assert names["moving"] == names["moving 2"] == "moving 2"
-    assert speed.methods_of(unet, TINY, 512)["moving"] is DENSE
+@pytest.mark.parametrize(("size", "many", "few"), [(512, "dense", "dense"), (544, None, "dense"), (1024, None, None)])
+def test_roles(unet, size, many, few):
+    """The default has a role for each number of steps. Where it keeps all tokens, it is dense."""
+    assert {role: method.name for role, method in speed.methods_of(unet, TINY, size).items()} == {
+        "dense": "dense",
+        "paper": "paper 2",
+        "default, 20 steps": many or "moving auto, 20 steps",
+        "default, 8 steps": few or "moving auto, 8 steps",
+        "ToMe 0.75": "ToMe 0.75",
+        "floor": "floor",
+    }
+
+
+def test_roles_keep_what_their_steps_do(unet):
+    methods = speed.methods_of(unet, TINY, 640)
+    _, keys = run(unet, methods["default, 20 steps"], size=(640, 640))
+    assert keys == {1: {(6400, 1600)}, 2: {(1600, 1600)}, 3: {(400, 400)}, 4: {(100, 100)}}
 
 
 @pytest.mark.slow
@@ -165,12 +171,12 @@ def test_speed_goes_on_where_it_was_and_measures_the_same_grids_once(tmp_path):
     cells = json.loads(path.read_text())["results"]
     assert list(cells) == ["SD 1.5, 64 px, fp32", "SD 1.5, 128 px, fp32"]
     cell = cells["SD 1.5, 128 px, fp32"]
-    assert cell["roles"]["moving"] == cell["roles"]["dense"] == "dense"
+    assert cell["roles"]["default, 20 steps"] == cell["roles"]["dense"] == "dense"
     for name, found in cell["methods"].items():
         assert len(found["seconds"]) == 2, name
         assert min(found["seconds"]) > 0
-    assert cell["methods"]["ToDo 2"]["keys"] == {"1": [[256, 64]], "2": [[64, 64]], "3": [[16, 16]], "4": [[4, 4]]}
-    assert cell["methods"]["dense"]["difference"] == 0 < cell["methods"]["ToDo 2"]["difference"] < 1
+    assert cell["methods"]["paper 2"]["keys"] == {"1": [[256, 64]], "2": [[64, 64]], "3": [[16, 16]], "4": [[4, 4]]}
+    assert cell["methods"]["dense"]["difference"] == 0 < cell["methods"]["paper 2"]["difference"] < 1
     before = path.read_text()
     speed.measure(TINY, [64, 128], 2, "cpu", "fp32", Store(path))
     assert path.read_text() == before
@@ -262,6 +268,74 @@ def test_overhead(tmp_path, dtype):
     assert overhead.added({"hooks": [3, 3, 9], "by hand": [1, 2, 2]}, "hooks", "by hand") == [1, 2, 7]
 
 
+def test_counted_work_is_that_of_the_layers_that_run():
+    """Each convolution, linear layer and attention counts its multiply-adds while the U-Net runs."""
+    unet, size = make_unet(TINY_XL), (256, 256)
+    done = []
+
+    def count(layer, args, output):
+        if isinstance(layer, torch.nn.Conv2d):
+            done.append(layer.weight.numel() * output.shape[-1] * output.shape[-2])
+        elif isinstance(layer, torch.nn.Linear):
+            done.append(layer.weight.numel() * (output.shape[1] if output.ndim == 3 else 1))
+
+    layers = [layer for layer in unet.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
+    depths = plan(unet, (32, 32), Settings())
+    widths = {depth.depth: depth.dense_work // tokens(depth.grid) ** 2 for depth in depths}  # of all layers, twice
+    cross = sum(77 * tokens(depth.grid) * widths[depth.depth] for depth in depths)
+    for settings in (Settings(enabled=True, factor=1), paper(2, 1.5), Settings(enabled=True, factor=3), None):
+        method = (
+            inline(settings, (32, 32)) if settings and not settings.moving else todo(settings) if settings else FLOOR
+        )
+        done.clear()
+        handles = [layer.register_forward_hook(count) for layer in layers]
+        _, seen = run(unet, method, TINY_XL, size)
+        for handle in handles:
+            handle.remove()
+        attention = sum(queries * keys * widths[depth] for depth, counts in seen.items() for queries, keys in counts)
+        if settings:
+            assert by_count.left(TINY_XL, 256, settings) == (attention, sum(done) + attention + cross)
+        else:
+            assert by_count.left_by_the_floor(TINY_XL, 256) == sum(done) + attention + cross
+
+
+def test_counted_tables():
+    share, speed_up = by_count.share_table().splitlines(), by_count.speed_table().splitlines()
+    assert share[0] == "| | dense | K = 40 | K = 48 | K = 64 |"
+    assert "| SDXL, 1024 px | 11 % | dense | dense | dense |" in share
+    assert speed_up[0] == "| | the paper's factors | K = 40 | K = 48 | K = 64 | floor |"
+    assert len(share) == len(speed_up) == 2 + 2 * 4
+
+
+def test_kernels_go_on_where_they_were(tmp_path):
+    path = tmp_path / "kernels.json"
+    for rounds in (1, 3):
+        kernels.measure(64, 8, [16, 25], rounds, "cpu", "fp32", Store(path))
+    results = json.loads(path.read_text())["results"]
+    assert {"table of scores, 64 queries, heads of 8, fp32", "math, 64 queries, heads of 8, fp32"} <= results.keys()
+    for found in results.values():
+        assert {count: len(seconds) for count, seconds in found.items()} == {"16": 3, "25": 3}
+
+
+def test_all_kernels_compute_the_same():
+    query, key, value = torch.randn(3, 1, 8, 32, 16, generator=torch.Generator().manual_seed(0))
+    found = kernels.kernels("cpu", torch.float32)
+    assert len(found) >= 2
+    wanted = found.pop(kernels.TABLE)(query, key[..., :20, :], value[..., :20, :])
+    for kernel in found.values():
+        torch.testing.assert_close(kernel(query, key[..., :20, :], value[..., :20, :]), wanted)
+
+
+def test_the_table_of_kernels():
+    results = {"math": {"1600": [0.01, 0.02, 0.03], "400": [0.005, 0.005, 0.03]}, "flash": {"400": [0.1]}}
+    assert kernels.table(results).splitlines() == [
+        "| | 400 | 1600 |",
+        "|---|---|---|",
+        "| math | 5 ms, 2.00 | 20 ms, 1.00 |",  # the ratios are 0.5, 0.25 and 1, for a quarter of the keys
+        "| flash | – | – |",
+    ]
+
+
 def test_controlnet_goes_on_where_it_was(tmp_path):
     path = tmp_path / "controlnet.json"
     for rounds in (1, 2):
@@ -338,6 +412,7 @@ def test_all_are_run(monkeypatch, cuda, of_speed):
         (controlnet.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
         (overhead.main, ["--device", "cdua"], "--device: invalid choice: 'cdua' (choose from"),
         (overhead.main, ["--rounds", "0"], "--rounds: 0 is not allowed: it must be 1 or more"),
+        (kernels.main, ["--keys", "0"], "--keys: 0 is not allowed: it must be 1 or more"),
         (everything_run.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
         (reference.main, ["nowhere"], "nowhere is not allowed: it must be a clone of ImprovedTokenMerge"),
     ],

@@ -24,15 +24,19 @@ def test_every_table_stands_in_a_document():
     assert sorted(re.findall("<!-- benchmarks: (.+) -->", text)) == sorted(report.TABLES)
 
 
+MANY, FEW = report.DEFAULT
+
+
 def results():
-    """Results in which dense takes 10 s, the paper's grid 5, a moving one 4, ToMe 8 and the floor 2."""
-    seconds = {"dense": 10, "ToDo 2": 5, "moving 4/2": 4, "ToMe 0.5": 8, "ToMe 0.75": 8, "floor": 2}
+    """Results in which dense takes 10 s, the paper's grid 5, the default in 20 steps 4, ToMe 8 and the floor 2."""
+    seconds = {"dense": 10, "paper 2": 5, "moving auto, 20 steps": 4, "ToMe 0.75": 8, "floor": 2}
+    keys = {"1": [[16384, 1600]], "2": [[4096, 1600]], "3": [[1024, 1024]]}
     methods = {
-        name: {"seconds": [100 * s, s, s / 100], "memory": 10**8 * s, "difference": s / 1000, "keys": {}}
+        name: {"seconds": [100 * s, s, s / 100], "memory": 10**8 * s, "difference": s / 1000, "keys": keys}
         for name, s in seconds.items()
     }
-    roles = {"dense": "dense", "paper": "ToDo 2", "moving 4": "moving 4/2", "moving": "dense"}
-    roles |= {name: name for name in ("ToMe 0.5", "ToMe 0.75", "floor")}
+    roles = {"dense": "dense", "paper": "paper 2", MANY: "moving auto, 20 steps", FEW: "dense"}
+    roles |= {name: name for name in ("ToMe 0.75", "floor")}
     return {
         f"{model}, {size} px, fp32": {"roles": dict(roles), "methods": methods}
         for size in (1024, 512)
@@ -51,62 +55,78 @@ def known(monkeypatch):
 def test_speed(known):
     lines = report.speed().splitlines()
     assert lines[0] == "CPU, 2 threads, OS, Python 3, PyTorch 2, tomesd 0; 2026-01-02."
-    assert lines[2] == "| SD 1.5 | dense | ToDo, paper | moving 4 | ToDo, defaults | ToMe 0.5 | ToMe 0.75 | floor |"
-    row = "| 10 s (3) | 2: 2.00, 62 % | 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 1.25, 25 % | 5.00 |"
+    assert lines[2] == "| SD 1.5 | dense | paper | default, 20 steps | default, 8 steps | ToMe 0.75 | floor |"
+    row = "| 10 s (3) | 2: 2.00, 62 % | 40: 2.50, 75 % | dense: 1.00, 0 % | 1.25, 25 % | 5.00 |"
     assert lines[4:6] == [f"| 512 px, fp32 {row}", f"| 1024 px, fp32 {row}"]
     assert lines[7].startswith("| SDXL | dense |")
 
 
 def test_memory_difference_and_overview(known):
-    assert "| 512 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | 0.80 GB | 0.80 GB | 0.20 GB |" in report.memory()
-    assert "| 512 px, fp32 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | 0.8 % | 0.8 % | 0.2 % |" in report.difference()
-    assert "| SDXL, 1024 px | 10 s (3) | **1.00** (dense) | 2.00 (2) | 1.25 | 5.00 |" in report.overview()
+    assert "| 512 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | 0.80 GB | 0.20 GB |" in report.memory()
+    assert "| 512 px, fp32 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | 0.8 % | 0.2 % |" in report.difference()
+    row = "| 10 s (3) | **2.50** (40) | **1.00** (dense) | 2.00 (2) | 1.25 | 5.00 |"
+    assert f"| SDXL, 1024 px, fp32, measured {row}" in report.overview()
+    rows = [line.split(" | ")[0] for line in report.overview().splitlines()[2:] if line.startswith("| SDXL")]
+    assert rows == [
+        "| SDXL, 512 px, by count", "| SDXL, 512 px, fp32, measured", "| SDXL, 1024 px, by count",
+        "| SDXL, 1024 px, fp32, measured", "| SDXL, 1536 px, by count", "| SDXL, 2048 px, by count",
+    ]  # fmt: skip
+    for line in report.overview().splitlines():
+        if line.startswith("| SDXL, 1024 px, by count | | 1.00 | 1.00 | 1.04 | – | 1.22 |"):
+            break
+    else:
+        pytest.fail("the work by count is not told")
+
+
+def test_pace(known):
+    """The default in 20 steps took 4 of the paper's 5 s, the one in 8 steps was dense: 10 of 5."""
+    rows = {line.split(" | ")[0]: line for line in report.pace().splitlines()[2:]}
+    assert rows["| SD 1.5, 1024 px"] == "| SD 1.5, 1024 px | 0.89 | 0.80 (fp32) | 1.01 | 2.00 (fp32) |"
+    assert rows["| SDXL, 2048 px"] == "| SDXL, 2048 px | 0.87 | – | 1.01 | – |"
 
 
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"1": [[16384, 1764]], "2": [[4096, 4096]], "3": [[1024, 1024]]}, "3"),
-        ({"1": [[65536, 1521]], "2": [[16384, 1764]], "3": [[4096, 4096]]}, "6.5/3"),
-        ({"1": [[36864, 1444]], "2": [[9216, 1444]]}, "5/2.5"),
+        ({"1": [[16384, 1600]], "2": [[4096, 1600]], "3": [[1024, 1024]]}, "40"),
+        ({"1": [[16384, 4096]], "2": [[4096, 4096]], "3": [[1024, 1024]]}, "64"),
+        ({"1": [[9216, 1600]], "2": [[2304, 1600]]}, "40"),
     ],
 )
-def test_factors_that_were_chosen_from_the_size_are_told_by_the_keys(keys, told):
-    cell = {"roles": {"moving": "moving auto"}, "methods": {"moving auto": {"seconds": [1.0], "keys": keys}}}
-    assert report.factors(cell, "moving") == told
+def test_key_grids_of_the_default(keys, told):
+    cell = {"roles": {MANY: "moving auto"}, "methods": {"moving auto": {"seconds": [1.0], "keys": keys}}}
+    assert report.choice(cell, MANY) == told
 
 
 def test_a_role_that_no_cell_has(known):
     for cell in known["results"].values():
-        del cell["roles"]["moving"]
-    assert "| SDXL, 1024 px | 10 s (3) | – | 2.00 (2) | 1.25 | 5.00 |" in report.overview()
-    assert "ToDo, defaults" not in report.speed()
+        del cell["roles"][MANY]
+    assert "| SDXL, 1024 px, fp32, measured | 10 s (3) | – | **1.00** (dense) | 2.00 (2) |" in report.overview()
+    assert MANY not in report.speed()
 
 
 def test_a_role_that_one_cell_lacks(known):
-    del known["results"]["SDXL, 1024 px, fp32"]["roles"]["moving"]
-    assert "| SDXL, 1024 px | 10 s (3) | – | 2.00 (2) | 1.25 | 5.00 |" in report.overview()
-    assert "| 1024 px, fp32 | 10 s (3) | 2: 2.00, 62 % | 2.50, 75 % | – | 1.25, 25 % |" in report.speed()
-    assert "| 1024 px, fp32 | 1.00 GB | 0.50 GB | 0.40 GB | – | 0.80 GB |" in report.memory()
+    del known["results"]["SDXL, 1024 px, fp32"]["roles"][MANY]
+    assert "| SDXL, 1024 px, fp32, measured | 10 s (3) | – | **1.00** (dense) | 2.00 (2) |" in report.overview()
+    assert "| 1024 px, fp32 | 10 s (3) | 2: 2.00, 62 % | – | dense: 1.00, 0 % |" in report.speed()
+    assert "| 1024 px, fp32 | 1.00 GB | 0.50 GB | – | 1.00 GB | 0.80 GB |" in report.memory()
 
 
 def test_calls_are_those_of_the_method_with_the_fewest(known):
     known["results"]["SDXL, 512 px, fp32"]["methods"]["floor"]["seconds"] = [2.0]
-    assert "| SDXL, 512 px | 10 s (1) |" in report.overview()
+    assert "| SDXL, 512 px, fp32, measured | 10 s (1) |" in report.overview()
 
 
 def test_a_method_that_failed(known):
     cells = known["results"]
     cells["SD 1.5, 4096 px, bf16"] = cell = copy.deepcopy(cells["SD 1.5, 512 px, fp32"])
-    for name in ("ToMe 0.5", "ToMe 0.75"):
-        cell["methods"][name] = {"seconds": [], "failed": "out of memory"}
-    assert (
-        "| 4096 px, bf16 | 10 s (3) | 2: 2.00, 62 % | 2.50, 75 % | dense: 1.00, 0 % | out of memory |" in report.speed()
-    )
-    row = "| SD 1.5, 4096 px, bf16 | 10 s (3) | **1.00** (dense) | 2.00 (2) | out of memory | 5.00 |"
-    assert row in report.overview()
-    assert "| 4096 px, bf16 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | – | – | 0.20 GB |" in report.memory()
-    assert "| 4096 px, bf16 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | – | – | 0.2 % |" in report.difference()
+    cell["methods"]["ToMe 0.75"] = {"seconds": [], "failed": "out of memory"}
+    row = "| 10 s (3) | 2: 2.00, 62 % | 40: 2.50, 75 % | dense: 1.00, 0 % | out of memory | 5.00 |"
+    assert f"| 4096 px, bf16 {row}" in report.speed()
+    row = "| 10 s (3) | **2.50** (40) | **1.00** (dense) | 2.00 (2) | out of memory | 5.00 |"
+    assert f"| SD 1.5, 4096 px, bf16, measured {row}" in report.overview()
+    assert "| 4096 px, bf16 | 1.00 GB | 0.50 GB | 0.40 GB | 1.00 GB | – | 0.20 GB |" in report.memory()
+    assert "| 4096 px, bf16 | 1.0 % | 0.5 % | 0.4 % | 1.0 % | – | 0.2 % |" in report.difference()
 
 
 def test_hooks(known, monkeypatch):
@@ -146,6 +166,9 @@ def test_the_chart(tmp_path, precision, monkeypatch):
     found = {key.replace("fp32", precision): cell for key, cell in results().items()}
     found["SD 1.5, 4096 px, bf16"] = found[f"SD 1.5, 512 px, {precision}"]
     report.save_chart(found, tmp_path / "speed.png")
-    assert drawn == [[512, 1024]] * len(report.LINES) * len(LAYOUTS)
+    marks = [list(x) for x in drawn if not isinstance(x, tuple)]
+    assert sorted(map(sorted, marks)) == [[512, 1024]] * len(report.LINES) * len(LAYOUTS)
+    lines = [x for x in drawn if isinstance(x, tuple)]
+    assert lines == [report.SIZES] * (len(report.LINES) - 1) * len(LAYOUTS)  # token merging is not counted
     picture = matplotlib.image.imread(tmp_path / "speed.png")
     assert picture.shape[1] > 1000 and len(set(picture.reshape(-1, picture.shape[2])[:, 0])) > 10

@@ -8,7 +8,18 @@ import math
 import pytest
 import torch
 
-from lab.benchmarks.samplers import SAMPLERS, _sigmas, karras, sample, shortened, timestep, uniform, with_zero_last
+from lab.benchmarks.samplers import (
+    SAMPLERS,
+    _sigmas,
+    denoiser,
+    karras,
+    of_lcm,
+    sample,
+    shortened,
+    timestep,
+    uniform,
+    with_zero_last,
+)
 from lab.model.emoji import load
 
 DEVIATION = 0.5  # standard deviation of the data, which is white noise here
@@ -61,6 +72,17 @@ def test_last_ancestral_step_adds_no_noise():
     assert torch.equal(end_of("Euler a", [2.0, 0.0], start, 0), denoise_gaussian(start, 2.0))
 
 
+def test_lcm_ends_with_what_it_sees_in_fresh_noise():
+    start, noise = torch.ones(8, dtype=torch.float64), torch.full((8,), 3.0, dtype=torch.float64)
+    end = SAMPLERS["LCM"].run(denoise_gaussian, start, [2.0, 1.0, 0.0], lambda: noise, lambda share: None)
+    assert torch.equal(end, denoise_gaussian(denoise_gaussian(start, 2.0) + 1.0 * noise, 1.0))
+
+
+def test_steps_of_lcm_are_at_each_20th_timestep():
+    assert [timestep(sigma) for sigma in of_lcm(50)[:-1]] == pytest.approx(list(range(999, 0, -20)), abs=1e-3)
+    assert [timestep(sigma) for sigma in of_lcm(4)[:-1]] == pytest.approx([999, 672.3, 345.7, 19], abs=0.5)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
 def test_schedules_fall_from_the_most_noise_to_none(sampler, steps):
@@ -111,7 +133,7 @@ def test_positions_and_seeds(model, name):
     assert told == [0, 0.25, 0.5, 0.75]
     assert torch.equal(first, sample(model, ["red apple"], noise, name, 4))
     other = sample(model, ["red apple"], noise, name, 4, seed=1)
-    assert torch.equal(first, other) == (name != "Euler a")
+    assert torch.equal(first, other) == (name not in ("Euler a", "LCM"))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -122,6 +144,17 @@ def test_little_strength_changes_little(model, name):
     redrawn = sample(model, ["red apple"], noise, name, 10, progress=told.append, start=start, strength=0.2)
     assert told == [0, 1 / 3, 2 / 3]
     assert (redrawn - start).norm() < 0.5 * start.norm()
+
+
+def test_without_guidance_the_unet_is_called_for_the_prompt_alone(model):
+    latent, batches = model.noise((64, 64), 0), []
+    handle = model.unet.register_forward_pre_hook(lambda unet, args: batches.append(len(args[0])))
+    with torch.inference_mode():
+        alone, prompted = (denoiser(model, ["red apple"], scale)(latent, 1.0) for scale in (1, 1 + 1e-6))
+        both = denoiser(model, ["red apple", "banana"], 1)(latent.repeat(2, 1, 1, 1), 1.0)
+    handle.remove()
+    assert batches == [1, 2, 2]
+    assert torch.allclose(alone, prompted, atol=1e-4) and torch.allclose(both[:1], alone, atol=1e-4)
 
 
 def test_schedule_of_the_model_is_its_own():

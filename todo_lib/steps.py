@@ -57,31 +57,6 @@ def quirks_of(sampler: str) -> SamplerQuirks:
     return next((quirks for name, quirks in _QUIRKS.items() if sampler.startswith(name)), SamplerQuirks())
 
 
-def steps_to_come(sampler: str, steps: int, denoising: float | None = None, exactly: bool = False) -> int | None:
-    """The sampling steps that a pass will make, or None where the sampler itself finds their number out.
-
-    steps: that are asked for, at least 1.
-    denoising: the denoising strength, 0 to 1, of a pass that starts from an image; None for one from noise.
-    exactly: whether such a pass makes as many steps as asked for, and not only the strength's share of them.
-    """
-    quirks = quirks_of(sampler)
-    if quirks.chooses_steps:
-        return None
-    whole, made = steps, steps
-    if denoising is not None:  # as setup_img2img_steps() of the WebUI
-        strength = min(denoising, 0.999)
-        if exactly:
-            whole = int(steps / strength) if strength > 0 else 0
-        else:
-            made = int(strength * steps) + 1
-    if not quirks.over_timesteps:
-        return made
-    timesteps = len(range(0, 1000, 1000 // min(max(whole, 1), 1000)))
-    if denoising is not None:
-        timesteps = min(timesteps, made - 1)
-    return max(0, timesteps - (not quirks.steps_from_last_timestep))
-
-
 class StepSearch:
     """Tells which of its own steps a sampling is in.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -66,11 +67,11 @@ def blocks_of(unet: nn.Module) -> list[Block]:
     """
     halvings = 0
     encoder = []
-    for block in getattr(unet, "input_blocks", unet.children()):
-        halvings += block is not None and any(_halves(module) for module in block.modules())
+    for block in children_of(getattr(unet, "input_blocks", unet)):
+        halvings += block is not None and any(map(_halves, modules_in(block)))
         encoder.append((block, halvings))
     middle = (getattr(unet, "middle_block", None), halvings)
-    decoder = zip(getattr(unet, "output_blocks", ()), (halvings for _, halvings in reversed(encoder)), strict=False)
+    decoder = zip(children_of(getattr(unet, "output_blocks", None)), (n for _, n in reversed(encoder)), strict=False)
     return [Block(*pair) for pair in (*encoder, middle, *decoder) if pair[0] is not None]
 
 
@@ -81,16 +82,55 @@ def grid_after(latent_size: Grid, halvings: int) -> Grid:
 
 
 def channels(attn: nn.Module) -> int:
-    """The channels of all heads of an attention. Packed (4-bit) weights have another shape than their layer."""
-    return int(getattr(attn.to_q, "out_features", 0) or attn.to_q.weight.shape[0])
+    """The channels of all heads of an attention."""
+    return (linear_size(attn.to_q) or (0, 0))[0]
+
+
+def linear_size(module: Any) -> tuple[int, int] | None:
+    """(out, in) features of a linear layer; None for other modules.
+
+    Forge's linear layers are not torch's. Packed (4-bit) weights have another shape than their layer.
+    """
+    if "Linear" not in type(module).__name__ and not isinstance(module, nn.Linear):
+        return None
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.out_features), int(module.in_features)
+    weight: Any = getattr(module, "weight", None)
+    shape: Any = getattr(getattr(weight, "quant_state", None), "shape", None) or getattr(weight, "shape", ())
+    return (int(shape[0]), int(shape[1])) if len(shape) == 2 else None
+
+
+def children_of(module: nn.Module | None) -> list[nn.Module | None]:
+    """The modules that this one is made of. Some may be None, such as the missing blocks of distilled models.
+
+    It does not fail where another thread puts modules in or takes some out meanwhile.
+    """
+    return [] if module is None else list(module._modules.values())
+
+
+def modules_in(module: nn.Module) -> dict[nn.Module, str]:
+    """This module and all in it, each once, in the order of `named_modules`, with its path from here.
+
+    Unlike that, it does not fail where another thread puts modules in or takes some out meanwhile.
+    """
+    found: dict[nn.Module, str] = {}
+    waiting = [(module, "")]
+    while waiting:
+        module, path = waiting.pop()
+        if module not in found:
+            found[module] = path
+            prefix = f"{path}." if path else ""
+            inner = list(module._modules.items())
+            waiting += [(child, f"{prefix}{name}") for name, child in reversed(inner) if child is not None]
+    return found
 
 
 def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield (name, module, halvings before it) of every module with transformer blocks."""
-    names = {module: name for name, module in unet.named_modules()}
+    names = modules_in(unet)
     for block in blocks_of(unet):
-        for module in block.module.modules():
-            if isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
+        for module in modules_in(block.module):
+            if module in names and isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
                 yield names[module], module, block.halvings
 
 
@@ -101,9 +141,10 @@ def _halves(module: nn.Module) -> bool:
 def _self_attentions(name: str, transformer: nn.Module) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
     """The self-attentions by their path in the U-Net, and the paths of those that cannot be downsampled."""
     found = {
-        f"{name}.transformer_blocks.{i}.attn1": block.attn1
-        for i, block in enumerate(transformer.transformer_blocks)
-        if isinstance(getattr(block, "attn1", None), nn.Module) and not getattr(block, "disable_self_attn", False)
+        f"{name}.transformer_blocks.{i}.attn1": attn
+        for i, block in enumerate(children_of(transformer.transformer_blocks))
+        if isinstance(attn := getattr(block, "attn1", None), nn.Module)
+        and not getattr(block, "disable_self_attn", False)
     }
     served = {path: attn for path, attn in found.items() if _has_projections(attn)}
     return served, tuple(path for path in found if path not in served)

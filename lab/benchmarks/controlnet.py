@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lab.benchmarks.arguments import check_count, check_size
 from lab.benchmarks.methods import DENSE, counted, first_step, todo
-from lab.benchmarks.speed import clock, settings_of
+from lab.benchmarks.speed import clock, paper_settings
 from lab.benchmarks.store import RESULTS, Store
 from lab.benchmarks.unets import SD15, Layout, make_inputs, make_unet
 from todo_lib import Patch, Settings
@@ -72,9 +72,9 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
     small = make_inputs(layout, 128, 128)  # first calls are slower
     control(*small), unet(*small)
     for size in sizes:
-        inputs, settings = make_inputs(layout, size, size), settings_of(layout, size)["paper"]
+        inputs, settings = make_inputs(layout, size, size), paper_settings(layout, size)
         found = store.results.setdefault(f"{layout.name}, {size} px", {"factor": settings.factor, "ways": {}})
-        ways = {"dense": DENSE.applied, "U-Net": todo(settings).applied, "both": told(settings)}
+        ways = {"dense": DENSE.applied, "U-Net": todo(settings).applied, "both": both(settings, control)}
         for i in tqdm(range(rounds), desc=f"{layout.name}, {size} px"):
             for name, way in ways.items():
                 entry = found["ways"].setdefault(name, {"seconds": []})
@@ -89,13 +89,13 @@ def measure(layout: Layout, sizes: list[int], rounds: int, store: Store) -> None
                 store.save()
 
 
-def told(settings: Settings) -> Callable[[nn.Module], AbstractContextManager]:
-    """ToDo that is told of a call of the U-Net, as in the WebUI. It then finds the ControlNet in front, too."""
+def both(settings: Settings, control: ControlNet) -> Callable[[nn.Module], AbstractContextManager]:
+    """ToDo on the U-Net and on its ControlNet."""
 
     @contextlib.contextmanager
     def applied(unet: nn.Module) -> Iterator[None]:
         with Patch(unet, settings, first_step) as patch:
-            patch.before_unet(unet)
+            patch.add_encoder(control)
             yield
 
     return applied

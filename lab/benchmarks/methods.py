@@ -63,7 +63,7 @@ def inline(settings: Settings, latent_size: tuple[int, int]) -> Method:
     It computes the same as `todo`, for latents of this (H, W) alone, and is what the paper's grid is timed by.
     """
     assert not settings.moving
-    return Method(f"inline {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
+    return Method(f"paper {_describe(settings)}", lambda unet: _inline(unet, settings, latent_size))
 
 
 def by_hand(settings: Settings, latent_size: tuple[int, int]) -> Method:

@@ -22,31 +22,29 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 
 from lab import charts
-from lab.benchmarks import fidelity, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, entry_of, median, ratio
+from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
+from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
+from lab.model.emoji import SIZES as MODEL_SIZES
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "lab" / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 USUAL = re.compile(r"DPM\+\+ 2M, .*20 steps")  # the scenarios of the README's chart
 CHART = RESULTS / "speed.png"
+DEFAULT = tuple(f"default, {steps} steps" for steps in STEPS)  # roles
 LINES = {  # role -> its line in the chart
     "floor": {"color": "#9aa5b1", "linestyle": ":", "marker": "x", "label": "floor: one key in each self-attention"},
     "paper": {
         "color": "#1769aa",
         "marker": "o",
         "linewidth": 2.5,
-        "label": "ToDo, the paper's factors (SDXL: half of them)",
+        "label": "the paper's factors (SDXL: half of them)",
     },
-    "moving": {"color": "#2e8b57", "marker": "D", "linewidth": 2.5, "label": "ToDo's defaults: a moving grid"},
-    "moving 4": {"color": "#8fd3aa", "marker": "s", "label": "ToDo, a moving grid of factor 4"},
+    DEFAULT[0]: {"color": "#2e8b57", "marker": "D", "linewidth": 2.5, "label": f"ToDo's {DEFAULT[0]}"},
+    DEFAULT[1]: {"color": "#8fd3aa", "marker": "s", "label": f"ToDo's {DEFAULT[1]}"},
     "ToMe 0.75": {"color": "#d9822b", "marker": "^", "label": "ToMe 0.75"},
-    "ToMe 0.5": {"color": "#f0b47a", "marker": "v", "label": "ToMe 0.5"},
 }
-
-
-NAMES = {"paper": "ToDo, paper", "moving": "ToDo, defaults"}  # role -> in headings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,11 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     save_chart(load("speed")["results"])
-    results = load("fidelity")["results"]
+    results = fidelity.all_results(RESULTS, "fidelity")
     fidelity.chart(results, RESULTS / "fidelity.png")
     shown = {key: cell for key, cell in results.items() if USUAL.search(key)}
     fidelity.chart(shown, RESULTS / "fidelity-usual.png")
-    redundancy.chart(load("redundancy")["results"], RESULTS / "redundancy.png")
+    redundancy.chart(fidelity.all_results(RESULTS, "redundancy"), RESULTS / "redundancy.png")
 
 
 def load(name: str) -> dict:
@@ -102,16 +100,15 @@ def saved(cell: dict, role: str) -> float:
     return (dense - median(cell, role)) / (dense - floor)
 
 
-def factors(cell: dict, role: str) -> str:
-    """The factors of the method in this role. Where they were chosen from the size, they are told by the keys."""
+def choice(cell: dict, role: str) -> str:
+    """What the method in this role keeps: the paper's factors, or sides of the key grids that factor 0 has made."""
     name = cell["roles"][role]
     if name == "dense":
         return name
-    chosen = name.split(maxsplit=1)[1]
-    if chosen != "auto":
-        return chosen
-    sides = [math.sqrt(queries / keys) for (queries, keys), *_ in cell["methods"][name]["keys"].values()]
-    return "/".join(f"{round(2 * factor) / 2:g}" for factor in sides if factor > 1)
+    if role not in DEFAULT:
+        return name.split(maxsplit=1)[1]
+    pairs = [pair for pairs in cell["methods"][name]["keys"].values() for pair in pairs]
+    return "/".join(f"{round(math.sqrt(keys))}" for keys in dict.fromkeys(k for queries, k in pairs if k < queries))
 
 
 def times(cell: dict, role: str) -> str:
@@ -134,24 +131,35 @@ def dense_seconds(cell: dict) -> str:
 
 
 def overview() -> str:
-    """The table that most people want: both models, with a row for each size."""
+    """The table that most people want: both models, with rows for each size, by count and as far as it was measured."""
     results = load("speed")["results"]
-    heads = {"moving": "ToDo as it stands (factor)", "paper": "the paper's grid (factor)"}
-    heads |= {"ToMe 0.75": "token merging 0.75", "floor": "a single key (floor)"}
+    heads = {role: f"ToDo, {role.removeprefix('default, ')} (key grid)" for role in DEFAULT}
+    heads |= {"paper": "the paper's grid (factor)", "ToMe 0.75": "token merging 0.75", "floor": "a single key (floor)"}
     lines = [f"| | dense (calls of each) | {' | '.join(heads.values())} |", "|---" * (2 + len(heads)) + "|"]
-    for model in LAYOUTS:
-        for key, cell in cells(results, model).items():
-            texts = [dense_seconds(cell), *(times_and_factor(cell, role) for role in heads)]
-            lines.append(f"| {model}, {key.removesuffix(', fp32')} | {' | '.join(texts)} |")
-    return "\n".join([*lines, "", machine("speed")])
+    for model, layout in LAYOUTS.items():
+        found = cells(results, model)
+        for size in sorted({*SIZES, *(size_of(key) for key in found)}):
+            by_work = by_count.times(layout, size)
+            texts = [f"{by_work[role]:.2f}" if role in by_work else "–" for role in heads]
+            lines.append(f"| {model}, {size} px, by count | | {' | '.join(texts)} |")
+            for key, cell in found.items():
+                if size_of(key) == size:
+                    texts = [dense_seconds(cell), *(times_and_choice(cell, role) for role in heads)]
+                    lines.append(f"| {model}, {key}, measured | {' | '.join(texts)} |")
+    return "\n".join([*lines, "", f"Measured on {machine('speed')}"])
 
 
-def times_and_factor(cell: dict, role: str) -> str:
-    """How many times as fast as dense the method in this role is, and by which factors where it has some."""
+def size_of(key: str) -> int:
+    """The pixels in a name of results such as "1024 px, fp32"."""
+    return int(key.split()[0])
+
+
+def times_and_choice(cell: dict, role: str) -> str:
+    """How many times as fast as dense the method in this role is, and which keys it keeps."""
     text = times(cell, role)
-    if role not in NAMES or role not in cell["roles"]:
+    if role not in ("paper", *DEFAULT) or role not in cell["roles"]:
         return text
-    return f"{f'**{text}**' if role == 'moving' else text} ({factors(cell, role)})"
+    return f"{f'**{text}**' if role in DEFAULT else text} ({choice(cell, role)})"
 
 
 def per_role(cell_text: Callable[[dict, str], str]) -> str:
@@ -161,7 +169,7 @@ def per_role(cell_text: Callable[[dict, str], str]) -> str:
         found = cells(results, model)
         roles = roles_of(found)
         lines = [
-            f"| {model} | dense | {' | '.join(NAMES.get(role, role) for role in roles)} |",
+            f"| {model} | dense | {' | '.join(roles)} |",
             "|---" * (len(roles) + 2) + "|",
         ]
         for key, cell in found.items():
@@ -179,10 +187,30 @@ def speed() -> str:
             return dense_seconds(cell)
         share = saved(cell, role)
         share = "" if role == "floor" or math.isnan(share) else f", {100 * share:.0f} %"
-        chosen = f"{factors(cell, role)}: " if role in NAMES and role in cell["roles"] else ""
+        chosen = f"{choice(cell, role)}: " if role in ("paper", *DEFAULT) and role in cell["roles"] else ""
         return f"{chosen}{times(cell, role)}{share}"
 
     return f"{machine('speed')}\n\n{per_role(text)}"
+
+
+def pace() -> str:
+    """The time of the default as a share of that of the paper's own factors, by count and as far as it was measured."""
+    results = load("speed")["results"]
+    heads = [f"{role}: {way}" for role in DEFAULT for way in ("by count", "measured")]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for model, layout in LAYOUTS.items():
+        found = cells(results, model)
+        for size in SIZES:
+            by_work, texts = by_count.times(layout, size), []
+            for role in DEFAULT:
+                shares = [
+                    f"{ratio(cell, 'paper') / ratio(cell, role):.2f} ({key.rpartition(' ')[2]})"
+                    for key, cell in found.items()
+                    if size_of(key) == size and not math.isnan(ratio(cell, role))
+                ]
+                texts += [f"{by_work['paper'] / by_work[role]:.2f}", ", ".join(shares) or "–"]
+            lines.append(f"| {model}, {size} px | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def memory() -> str:
@@ -254,6 +282,13 @@ def controlnet() -> str:
     return "\n".join(lines)
 
 
+def drawn(benchmark: str, table: Callable[[dict], str]) -> str:
+    """The tables of a benchmark that draws images with the trained models, and where its figures were made."""
+    files = [fidelity.results_file(RESULTS, benchmark, model) for model in MODEL_SIZES]
+    machines = dict.fromkeys(machine(file.stem) for file in files if file.exists())
+    return "\n\n".join([*machines, table(fidelity.all_results(RESULTS, benchmark))])
+
+
 TABLES = {
     "overview": overview,
     "speed": speed,
@@ -262,30 +297,38 @@ TABLES = {
     "hooks": hooks,
     "controlnet": controlnet,
     "reference": reference,
-    "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
-    "verdict": lambda: fidelity.verdict(load("fidelity")["results"]),
-    "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
+    "fidelity": lambda: drawn("fidelity", fidelity.table),
+    "verdict": lambda: fidelity.verdict(fidelity.all_results(RESULTS, "fidelity")),
+    "criterion": lambda: fidelity.criterion(fidelity.all_results(RESULTS, "fidelity")),
+    "pace": pace,
+    "counted share": by_count.share_table,
+    "counted speed": by_count.speed_table,
+    "kernels": lambda: f"{machine('kernels')}\n\n{kernels.table(load('kernels')['results'])}",
+    "redundancy": lambda: drawn("redundancy", redundancy.table),
 }
 
 
 def save_chart(results: dict, path: Path = CHART) -> None:
     """Draw how many times as fast each method is by size: a panel for each model.
 
-    All figures are in the precision that was measured first. A line would otherwise join what does not compare.
+    Lines are by count of multiply-adds. Their marks are measured, in the precision that was measured first: others do
+    not compare.
     """
     precision = next(iter(results)).rpartition(" ")[2]
     figure, axes = plt.subplots(1, len(LAYOUTS), figsize=(11, 4.4))
-    for ax, model in zip(axes, LAYOUTS, strict=True):
-        found = {key: cell for key, cell in cells(results, model).items() if key.endswith(precision)}
-        sizes = [int(key.split()[0]) for key in found]
+    for ax, (model, layout) in zip(axes, LAYOUTS.items(), strict=True):
+        found = {size_of(key): cell for key, cell in cells(results, model).items() if key.endswith(precision)}
+        by_work = [by_count.times(layout, size) for size in SIZES]
         for role, style in LINES.items():
-            if role not in roles_of(found):
-                continue
-            ax.plot(sizes, [ratio(cell, role) for cell in found.values()], **style)
+            marks = {size: ratio(cell, role) for size, cell in found.items() if role in cell["roles"]}
+            ax.plot(marks.keys(), marks.values(), **style | {"linestyle": "none"})
+            if role in by_work[0]:
+                line = {name: style[name] for name in style.keys() & {"color", "linestyle", "linewidth"}}
+                ax.plot(SIZES, [counts[role] for counts in by_work], **line)
         ax.axhline(1, color="#22303c", linewidth=0.8)
-        ax.set(title=model, xlabel="image, pixels a side", xticks=sizes)
+        ax.set(title=model, xlabel="image, pixels a side", xticks=sorted({*SIZES, *found}))
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(ylabel="times as fast as dense (U-Net call)")
+    axes[0].set(ylabel=f"times as fast as dense (U-Net call)\nlines: by count, marks: measured ({precision})")
     axes[0].legend(frameon=False, fontsize=9)
     figure.tight_layout()
     charts.save_chart(figure, path, dpi=110)

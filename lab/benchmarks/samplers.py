@@ -35,10 +35,12 @@ class Sampler:
     schedule: number of steps n -> the n + 1 sigmas that they lead through, falling, the last one 0.
     run: (denoiser, latent at the first sigma, sigmas, noise, tell) -> the latent at the last one. noise() draws white
         noise of the latent's shape, for samplers that add some in each step.
+    guided: whether people draw with guidance by it.
     """
 
     schedule: Callable[[int], list[float]]
     run: Callable[[Denoiser, torch.Tensor, list[float], Callable[[], torch.Tensor], Tell], torch.Tensor]
+    guided: bool = True
 
 
 class Progress:
@@ -67,6 +69,7 @@ def sample(
 ) -> torch.Tensor:
     """Latents (B, 4, h, w) of the texts from white noise of that shape.
 
+    guidance: its scale; 1 means none, and the U-Net is then called for the prompt alone.
     progress: told the position i / n before step i of the n steps that are made.
     start: a clean latent to begin from, as in img2img and the hires pass, with the last steps alone; see `shortened`.
     strength: the share of the steps that are made then.
@@ -89,13 +92,14 @@ def sample(
 
 def denoiser(model: Emoji, texts: list[str], guidance: float) -> Denoiser:
     """The model with classifier-free guidance. It predicts the velocity, from which the clean latent follows."""
-    context = torch.cat([model.prompts([""] * len(texts)), model.prompts(texts)])
+    context = model.prompts(texts if guidance == 1 else [""] * len(texts) + texts)
 
     def denoise(latent: torch.Tensor, sigma: float) -> torch.Tensor:
         scale = math.hypot(1, sigma)  # the standard deviation of a latent of variance 1 with its noise
-        time = torch.full((2 * len(texts),), timestep(sigma))
-        without, prompted = model.unet((latent / scale).repeat(2, 1, 1, 1), time, context).chunk(2)
-        velocity = without + guidance * (prompted - without)
+        calls = len(context) // len(texts)
+        time = torch.full((len(context),), timestep(sigma))
+        velocities = model.unet((latent / scale).repeat(calls, 1, 1, 1), time, context).chunk(calls)
+        velocity = velocities[0] + guidance * (velocities[-1] - velocities[0])
         return latent / scale**2 - velocity * (sigma / scale)
 
     return denoise
@@ -127,6 +131,17 @@ def with_zero_last(steps: int) -> list[float]:
     """Sigmas of the whole timesteps, in even distances, that the model's own `Emoji.sample` takes, and 0."""
     times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
     return [*_sigmas()[times[:-1]].tolist(), 0.0]
+
+
+def of_lcm(steps: int) -> list[float]:
+    """Sigmas of timesteps in even distances from 999 to 19, and 0: those of AUTOMATIC1111's WebUI for LCM.
+
+    A model that was distilled so knows each 20th timestep alone; between these, log(sigma) is taken to be linear.
+    """
+    logs = _sigmas()[19::20].log()
+    places = torch.linspace(len(logs) - 1, 0, steps, dtype=torch.float64)
+    low = places.long().clamp(max=len(logs) - 2)
+    return [*torch.lerp(logs[low], logs[low + 1], places - low).exp().tolist(), 0.0]
 
 
 def shortened(sigmas: list[float], strength: float) -> list[float]:
@@ -180,10 +195,23 @@ def dpmpp_2m(denoise, latent, sigmas, noise, tell):
     return latent
 
 
+def lcm(denoise, latent, sigmas, noise, tell):
+    """Song et al., "Consistency Models" (2023, arXiv 2303.01469), algorithm 1: clean at once, and noised again.
+
+    Their boundary condition, which differs from the clean latent by less than a hundred-thousandth here, is left out.
+    """
+    for sigma, following in _steps(sigmas, tell):
+        latent = denoise(latent, sigma)
+        if following:
+            latent = latent + following * noise()
+    return latent
+
+
 SAMPLERS = {
     "DDIM": Sampler(with_zero_last, ddim),
     "Euler a": Sampler(uniform, euler_ancestral),
     "DPM++ 2M": Sampler(karras, dpmpp_2m),
+    "LCM": Sampler(of_lcm, lcm, guided=False),
 }
 
 

@@ -1,6 +1,6 @@
 """Speed and memory of a U-Net call: dense, with ToDo, with token merging, and with next to no self-attention.
 
-    python -m lab.benchmarks.speed [--models "SD 1.5" SDXL] [--sizes 512 768 1024 1536 2048] [--rounds 3]
+    python -m lab.benchmarks.speed [--models "SD 1.5" SDXL] [--sizes 1024 1536 2048] [--rounds 3]
 
 The methods take turns, one call each a round, so that a machine that gets slower slows them all. Medians are compared.
 A run that was stopped goes on where it was. With more rounds it adds to what is there.
@@ -24,51 +24,45 @@ from torch import nn
 from tqdm import tqdm
 
 from lab.benchmarks.arguments import DTYPES, add_device, check_count, check_size, dtype_of
-from lab.benchmarks.methods import DENSE, FLOOR, Method, counted, paper, todo, tome
+from lab.benchmarks.methods import DENSE, FLOOR, Method, counted, inline, paper, todo, tome
 from lab.benchmarks.store import RESULTS, Store
 from lab.benchmarks.unets import SD15, SDXL, Layout, make_inputs, make_unet
 from todo_lib import Settings, plan
 
 FILE = RESULTS / "speed.json"
 LAYOUTS = {layout.name: layout for layout in (SD15, SDXL)}
-SIZES = (512, 768, 1024, 1536, 2048)
+SIZES = (1024, 1536, 2048)
 RESET = Path("/proc/self/clear_refs")  # of Linux
 
 # Pixels -> the paper's factors at depths 1 and 2, as its authors' demo has them. The demo ends at 2048. At 4096 these
 # factors leave as many keys as there are at 2048.
 PAPER = {1536: (3, 1), 2048: (4, 2), 4096: (8, 4)}
 SMALLER = (2, 1)  # the demo's at 1024, and ours below
-MOVING = (2, 3, 4, 5, 6, 8)
+STEPS = (20, 8)  # the default depends on their number
 
 
-def settings_of(layout: Layout, size: int) -> dict[str, Settings]:
-    """Role -> settings of ToDo, for a square image of `size` pixels.
+def paper_settings(layout: Layout, size: int) -> Settings:
+    """The paper's own factors for a square image of `size` pixels.
 
-    "paper" keeps the same tokens at every step. "moving" has the default settings, and "moving 2" and so on differ from
-    these by the factor alone.
-
-    The paper has no factors for SDXL, whose depth 1 is at half of the latent's side. There its factors are halved, to
-    no less than 1.5 at depth 1.
+    The paper has none for SDXL, whose depth 1 is at half of the latent's side. There its factors are halved, to no less
+    than 1.5 at depth 1.
     """
     first, second = PAPER.get(size, SMALLER)
     if not layout.transformers[0]:
         first, second = max(1.5, first / 2), max(1, second / 2)
-    moving = {f"moving {factor}": Settings(enabled=True, factor=factor) for factor in MOVING}
-    return {"paper": paper(first, second), **moving, "moving": Settings(enabled=True)}
+    return paper(first, second)
 
 
 def methods_of(unet: nn.Module, layout: Layout, size: int) -> dict[str, Method]:
-    """Role -> method. Roles that come to the same key grids share a method, which then is measured once."""
-    roles, chosen = {"dense": DENSE}, settings_of(layout, size)
-    found: dict[tuple, Method] = {}
-    for role, settings in chosen.items():
-        depths = plan(unet, (size // 8, size // 8), settings)
-        grids = tuple(depth.kept for depth in depths)
-        dense = grids == tuple(depth.grid for depth in depths)
-        roles[role] = found.setdefault((settings.moving, grids), DENSE if dense else todo(settings))
+    """Role -> method. Defaults that keep all tokens are dense, which is measured once."""
+    latent, papers, default = (size // 8, size // 8), paper_settings(layout, size), Settings(enabled=True)
+    roles = {"dense": DENSE, "paper": inline(papers, latent)}
+    for steps in STEPS:
+        dense = all(depth.kept == depth.grid for depth in plan(unet, latent, default, steps))
+        roles[f"default, {steps} steps"] = DENSE if dense else todo(default, steps=steps)
     # Tokens are merged where the paper downsamples.
-    where = {"depth": chosen["paper"].max_depth, "largest": 1 if layout.transformers[0] else 2}
-    return roles | {f"ToMe {ratio:g}": tome(ratio, **where) for ratio in (0.5, 0.75)} | {"floor": FLOOR}
+    roles["ToMe 0.75"] = tome(0.75, papers.max_depth, 1 if layout.transformers[0] else 2)
+    return roles | {"floor": FLOOR}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -44,7 +44,7 @@ SDXL = Layout("SDXL", 320, (1, 2, 4), (0, 2, 10), 2048, head=64, linear=True, si
 def make_unet(
     layout: Layout, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> UNetModel:
-    """A U-Net of this layout. The same seed draws the same weights."""
+    """A U-Net of this layout. The same seed draws the same weights; there are none on the device "meta"."""
     depth = max(layout.transformers)
     with torch.device("meta"):  # drawing the weights twice would take a minute for SDXL
         unet = UNetModel(
@@ -73,7 +73,8 @@ def make_unet(
             unet.num_classes = "sequential"
             unet.label_emb = nn.Sequential(nn.Linear(layout.size_embedding, width), nn.SiLU(), nn.Linear(width, width))
     unet.to_empty(device=device).to(dtype).eval().requires_grad_(False)
-    _draw(unet, seed)
+    if torch.device(device).type != "meta":
+        _draw(unet, seed)
     unet.dtype = dtype
     unet.time_embed.__class__ = TimeEmbedding
     for name, module in unet.named_modules():

@@ -69,7 +69,7 @@ def start_host() -> SimpleNamespace:
     """Start the stand-in, with the extension's scripts on its page. Returns its modules by their names."""
     host = Short(imported={})
     names = ["api", "errors", "images", "img2img", "infotext_utils", "processing", "script_callbacks", "scripts"]
-    names += ["sd_models", "sd_samplers", "sd_samplers_common"]
+    names += ["sd_models", "sd_samplers", "sd_samplers_common", "paths"]
     with importable(host):
         for name in [*names, "shared", "ui"]:
             setattr(host, name, importlib.import_module(f"modules.{name}"))
@@ -83,8 +83,9 @@ def reload_ui(host: SimpleNamespace, **defaults) -> None:
         host.page = host.ui.create_ui([str(path) for path in SCRIPTS], defaults)
     assert host.errors.reported == []
     loaded = {Path(data.path).name: data.module for data in host.scripts.scripts_data}
-    names = ("before", "xyz_grid", "prompts_from_file", "todo", "witness")
-    host.before, host.xyz, host.prompts, host.todo, host.witness = (loaded[f"{name}.py"] for name in names)
+    names = ("before", "xyz_grid", "prompts_from_file", "witness")
+    host.before, host.xyz, host.prompts, host.witness = (loaded[f"{name}.py"] for name in names)
+    host.todo = host.imported["todo_lib.webui.script"]
     with importable(host):  # gradio 4 looks for the module of each control
         host.Api = host.api.Api()
 

@@ -259,12 +259,14 @@ def test_texts_of_the_other_extension_are_left_to_it_where_it_is_installed(host,
     ],
 )
 def test_a_text_that_cannot_be_read(host, swallowed, params, named):
-    """ToDo is switched off, the other controls stay as they stand, and the user is told once."""
+    """ToDo is switched off, the other controls stay as they stand, and the user is told once.
+
+    No error is raised: a host may read the fields of other extensions behind ours without getting over one.
+    """
     with pytest.warns(UserWarning, match=named) as warnings:  # without a browser gradio.Warning warns in Python
         assert host.infotext_utils.paste("txt2img", f"{BASE}, {params}") == [False] + [None] * 8
     assert len(warnings) == 1
-    ((_, error),) = swallowed()
-    assert named in str(error)
+    assert swallowed() == []
 
 
 # ---- "Disregard fields from pasted infotext"

@@ -12,16 +12,21 @@ from tests.script.extension import ROOT
 from todo_lib import FIELDS
 
 FILES = sorted((ROOT / "localizations").glob("*.json"))
-WITH_TEXTS = ("scripts/todo.py", "todo_lib/webui/live_plan.py", "todo_lib/webui/plan_view.py")
+WITH_TEXTS = ("todo_lib/webui/script.py", "todo_lib/webui/live_plan.py", "todo_lib/webui/plan_view.py")
+WITH_TEXTS += ("todo_lib/webui/measured.py",)
 MADE_OF_PARTS = {"first pass", "hires pass", "first pass:", "hires pass:"}
-# Parts of a text that has its values in it, the host's own words, and what the log says
-OTHERS = {"ToDo %s", "Use same sampler", "Use same checkpoint"}
+OTHERS = {"Use same sampler", "Use same scheduler", "Use same checkpoint", "Automatic"}  # the host's own words
 TAG = re.compile(r"<[^<>]*(>|$)|^[^<>]*>")  # also one that is cut off by a value
 
 
 def is_text(words):
     """Whether people read this, and not a program: words with a space, or with a capital or a tag around them."""
     return bool(re.search("[a-z]", words)) and bool(re.search(r"[a-z] |^[A-Z][a-z]+$", words))
+
+
+def is_logging(node):
+    """Whether this is a call that writes into the log, which stays English."""
+    return isinstance(node, ast.Call) and re.match(r"logger\.|_tell_once$", ast.unparse(node.func))
 
 
 def texts_of(path):
@@ -32,8 +37,9 @@ def texts_of(path):
         for node in ast.walk(tree)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and isinstance(node.body[0], ast.Expr)
     }
+    logged = {id(inner) for node in ast.walk(tree) if is_logging(node) for inner in ast.walk(node)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation | logged:
             in_tags = re.findall(r">([^<>]*[a-z][^<>]*)<", node.value)
             yield from in_tags or filter(is_text, [TAG.sub("", node.value).strip()])
 

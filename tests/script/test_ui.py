@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 import todo_lib
-from tests.script.extension import DEFAULTS, NAMES, reload_ui
+from tests.script.extension import DEFAULTS, NAMES, SCRIPTS, importable, reload_ui
 
 TABS = ["txt2img", "img2img"]
 LABELS = [
@@ -114,7 +114,7 @@ def test_element_ids(controls, tab):
 
 def test_element_ids_are_unique_on_the_page(host):
     ids = Counter(block.elem_id for block in host.page.blocks.values() if "todo" in str(block.elem_id))
-    assert len(ids) == 2 * 11
+    assert len(ids) == 2 * 15
     assert set(ids.values()) == {1}
 
 
@@ -232,6 +232,22 @@ def test_nothing_stays_importable(host):
     assert not [name for name in sys.modules if name.partition(".")[0] == "modules"]
     assert sys.modules["todo_lib"] is todo_lib
     assert host.todo.FIELDS is not todo_lib.FIELDS
+
+
+def test_a_host_of_other_modules(host, caplog, monkeypatch):
+    """SD.Next says one line, not a traceback, and its plot has no axes of ToDo."""
+    with importable(host), monkeypatch.context() as missing:
+        missing.delattr(sys.modules["modules"], "infotext_utils")
+        missing.setitem(sys.modules, "modules.infotext_utils", None)
+        host.scripts.load_scripts(list(map(str, SCRIPTS)))
+        host.script_callbacks.before_ui_callback()
+    titles = [data.script_class.__name__ for data in host.scripts.scripts_data]
+    axes = [option.label for data in host.scripts.scripts_data for option in getattr(data.module, "axis_options", ())]
+    reload_ui(host)
+    assert "ToDoScript" not in titles and not [label for label in axes if "ToDo" in label]
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "SD.Next" in record.getMessage() and "infotext_utils" in record.getMessage()
+    assert record.exc_info is None
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import re
 import pytest
 from torch import nn
 
-from tests.todo_lib.test_work import operations
+from tests.todo_lib.test_plan import operations
 from tests.todo_lib.unets import SD1, at_any_size, call, make_unet, patched
 from todo_lib import Settings
-from todo_lib.webui.live_plan import HiresSize, Pass, plan_pass, to_html
+from todo_lib.webui.live_plan import Pass, plan_pass, to_html
 
 PAPER = {"enabled": True, "factor": 2, "max_depth": 1, "moving": False}
 
@@ -19,10 +19,12 @@ def text(html):
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def planned(unet, size=(512, 512), hires=None, steps=20, **chosen):
-    passes = [Pass("", size, steps, unet)]
+def planned(unet, size=(512, 512), hires=0, steps=20, **chosen):
+    """size: (width, height) in pixels. hires: the scale of a hires pass, 0 for none."""
+    latent = size[1] // 8, size[0] // 8
+    passes = [Pass("", latent, steps, unet)]
     if hires:
-        passes = [Pass("first", size, steps, unet), Pass("hires", hires.of(*size), steps, unet)]
+        passes = [Pass("first", latent, steps, unet), Pass("hires", tuple(hires * n for n in latent), steps, unet)]
     return [plan_pass(one, Settings(**{**PAPER, **chosen})) for one in passes]
 
 
@@ -49,27 +51,14 @@ def test_the_work_saved_is_what_torch_counts_over_all_steps(unet, span):
 
 
 def test_each_pass_has_its_own_size_and_factor(sd1):
-    first, hires = planned(sd1, (512, 768), HiresSize(2, 0, 0), hires_factor=4)
+    first, hires = planned(sd1, (512, 768), 2, hires_factor=4)
     assert (first.planned.name, first.depths[0].grid, first.depths[0].kept) == ("first", (96, 64), (48, 32))
     assert (hires.planned.name, hires.depths[0].grid, hires.depths[0].kept) == ("hires", (192, 128), (48, 32))
 
 
-@pytest.mark.parametrize(
-    ("hires", "size"),
-    [
-        (HiresSize(1.5, 0, 0), (768, 1152)),
-        (HiresSize(2, 1024, 0), (1024, 1536)),
-        (HiresSize(2, 0, 1024), (682, 1024)),
-        (HiresSize(2, 800, 800), (800, 800)),
-    ],
-)
-def test_the_size_of_the_hires_pass(hires, size):
-    assert hires.of(512, 768) == size
-
-
 @pytest.mark.parametrize(("passes", "downsampled"), [("first", [1, 0]), ("hires", [0, 1]), ("both", [1, 1])])
 def test_a_pass_left_out(sd1, passes, downsampled):
-    plans = planned(sd1, (512, 512), HiresSize(2, 0, 0), passes=passes)
+    plans = planned(sd1, (512, 512), 2, passes=passes)
     assert [len(plan.downsampled) for plan in plans] == downsampled
 
 
@@ -95,8 +84,12 @@ def test_in_words(sd1):
 @pytest.mark.parametrize(
     ("chosen", "size", "words"),
     [
-        ({"factor": 1}, (512, 512), "the factor is 1 at this size"),
-        ({"factor": 0}, (512, 512), "the factor is 1 at this size"),
+        ({"factor": 1}, (512, 512), "Nothing will be downsampled: the factor is 1."),
+        (
+            {"factor": 0},
+            (512, 512),
+            "too small to gain: nothing will be downsampled. ToDo is for larger",
+        ),
         ({"end": 0}, (512, 512), "no step lies between Start and End"),
         ({"end": 0.05}, (1024, 1024), "little to gain"),
     ],
@@ -105,9 +98,27 @@ def test_why_there_is_nothing_or_little(sd1, chosen, size, words):
     assert words in text(to_html(planned(sd1, size, **chosen)))
 
 
+def test_where_nothing_is_done_no_share_seems_to_say_the_opposite(sd1):
+    assert "share of the work" in text(to_html(planned(sd1, (1024, 1024))))
+    for nothing in ({"factor": 0}, {"factor": 1}, {"end": 0}):
+        assert "share of the work" not in text(to_html(planned(sd1, **nothing)))
+
+
+def test_a_pass_that_makes_no_step(sd1):
+    (plan,) = planned(sd1, (1024, 1024), steps=0)
+    assert "0 / 0" in text(to_html([plan])) and "no sampling step is made" in text(to_html([plan]))
+    only = plan_pass(Pass("hires", (128, 128), 0, sd1, only_upscales=True), Settings(**PAPER))
+    assert "at a denoising strength of 0 the hires pass only upscales" in text(to_html([only]))
+
+
+def test_a_size_that_is_not_known(sd1):
+    plan = plan_pass(Pass("", None, 20, sd1), Settings(**PAPER))
+    assert text(to_html([plan])) == "The size of this pass is not known."
+
+
 def test_each_pass_has_its_own_reason(sd1):
-    shown = text(to_html(planned(sd1, (512, 512), HiresSize(2, 0, 0), factor=0, passes="first")))
-    assert "first pass: Nothing will be downsampled: the factor is 1 at this size." in shown
+    shown = text(to_html(planned(sd1, (512, 512), 2, factor=0, passes="first")))
+    assert "first pass: This size is too small to gain: nothing will be downsampled." in shown
     assert "hires pass: Nothing will be downsampled: Hires. fix passes leaves this pass out." in shown
 
 
@@ -121,7 +132,7 @@ def test_each_phrase_is_a_text_of_its_own(sd1):
     """A localisation file replaces whole texts, so no phrase may change with the numbers."""
 
     def phrases(size):
-        html = to_html(planned(sd1, size, HiresSize(2, 0, 0)))
+        html = to_html(planned(sd1, size, 2))
         return [one for one in re.findall(r">([^<>]+)<", html) if re.search(r"[A-Za-z]", one)]
 
     assert phrases((1024, 1024)) == phrases((1536, 1280))

@@ -40,6 +40,8 @@ The grid moves: in each step, all self-attentions have to take their keys from t
 
 Samplers of the forks are judged by their steps alone: of each call of the U-Net, whether it had the keys that it should
 have with ToDo in the first half of the steps. Models without a U-Net are judged by the words and by the image.
+
+ComfyUI has [a table of its own](comfyui.md#what-was-tried-with-what).
 """
 
 

@@ -70,9 +70,7 @@ def test_an_inversion(webui, client):
     image = GREY.repeat(2, axis=0).repeat(2, axis=1)
     with client.recording() as record:
         client.img2img(image, todo=TODO, **request)
-    keys = at_depth_1(record, 16)
-    begin = keys.index(8 * 8)
-    assert begin and set(keys[:begin]) == {16 * 16} and set(keys[begin:]) == {8 * 8}
+    assert set(at_depth_1(record, 16)) == {8 * 8}  # the probe sees the sampling alone
     assert "keys from 8x8" in line(record)
 
 

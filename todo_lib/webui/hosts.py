@@ -5,6 +5,7 @@ A new host is added in this file alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -93,3 +94,24 @@ def to_timestep(denoiser: Denoiser, level: torch.Tensor) -> torch.Tensor:
     """The timestep of a noise level, both of shape (1,). Samplers over timesteps hand a timestep over as it is."""
     convert = getattr(denoiser.inner_model, "sigma_to_t", None)
     return convert(level) if convert else level
+
+
+def on_main_thread(function: Callable[[], Any]) -> Any:
+    """What this function returns, run where the host runs its generations: Forge and its kin do so in one thread."""
+    try:
+        from modules_forge import main_thread  # type: ignore[import-not-found]
+    except ImportError:
+        return function()
+    return main_thread.run_and_wait_result(function)
+
+
+def attention_of_host() -> str:
+    """The name of the attention optimisation that the host has selected; empty where it does not tell."""
+    for module, attribute in (
+        ("backend.attention", "attention_function"),  # Forge
+        ("ldm_patched.ldm.modules.attention", "optimized_attention"),  # reForge, forge-classic
+        ("modules.sd_hijack", "current_optimizer"),
+    ):
+        if (found := getattr(sys.modules.get(module), attribute, None)) is not None:
+            return str(getattr(found, "name", "") or getattr(found, "__name__", "").removeprefix("attention_"))
+    return ""

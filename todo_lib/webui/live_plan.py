@@ -11,38 +11,14 @@ from html import escape
 
 from torch import nn
 
-from todo_lib.grid import Grid
-from todo_lib.plan import DepthPlan, plan
-from todo_lib.settings import Settings
-from todo_lib.work import unet_work
+from ..grid import Grid
+from ..plan import DepthPlan, plan, unet_work
+from ..settings import Settings
 
-LATENT_SCALE = 8
 HEADS = ("Pass", "Tokens", "Keys from", "Layers", "Steps", "Work left")
 AFTER_LOADING = "The plan follows when the checkpoint has been loaded."
+TOO_SMALL = "This size is too small to gain: nothing will be downsampled. ToDo is for larger sizes and hires fix."
 LITTLE = 0.1  # a saving below this share of the U-Net's work is little
-
-
-@dataclass(frozen=True)
-class HiresSize:
-    """The controls of hires fix that decide the size of its pass, as the page has them.
-
-    scale: of both sides, where width and height are 0.
-    width, height: in pixels. Where one of them is 0, it follows from the other.
-    """
-
-    scale: float
-    width: float
-    height: float
-
-    def of(self, width: float, height: float) -> tuple[int, int]:
-        """The (width, height) of the hires pass, from those of the first one, as the WebUI computes it."""
-        if not self.width and not self.height:
-            return int(width * self.scale), int(height * self.scale)
-        if not self.height:
-            return int(self.width), int(self.width * height // width)
-        if not self.width:
-            return int(self.height * width // height), int(self.height)
-        return int(self.width), int(self.height)
 
 
 @dataclass(frozen=True)
@@ -50,15 +26,17 @@ class Pass:
     """One pass as the page has it.
 
     name: "first" or "hires"; empty where there is only one.
-    size: (width, height) in pixels.
-    steps: its sampling steps; None where the sampler itself finds their number out.
+    latent: (H, W); None where it is not known.
+    steps: its sampling steps; None where their number is not known beforehand.
     unet: None where the pass runs a checkpoint that is not loaded.
+    only_upscales: whether it is a hires pass that makes no step, as its denoising strength is 0.
     """
 
     name: str
-    size: tuple[float, float]
+    latent: Grid | None
     steps: int | None
     unet: nn.Module | None
+    only_upscales: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +45,8 @@ class PassPlan:
 
     planned: the pass.
     settings: of this pass.
-    depths: see `todo_lib.plan`. Empty for a model without self-attention, or not loaded.
-    work: multiply-adds of one dense U-Net call; 0 for a model that is not loaded.
+    depths: see `todo_lib.plan`. Empty for a model without self-attention, or where model or size are not known.
+    work: multiply-adds of one dense U-Net call; 0 where model or size are not known.
     """
 
     planned: Pass
@@ -81,7 +59,7 @@ class PassPlan:
         """The depths that are downsampled, in the steps that are."""
         if self.planned.name and not self.settings.covers(self.planned.name):
             return []
-        return [depth for depth in self.depths if depth.kept != depth.grid]
+        return [depth for depth in self.depths if depth.layers and depth.kept != depth.grid]
 
     @property
     def steps(self) -> int:
@@ -111,12 +89,20 @@ class PassPlan:
         """Why nothing will be downsampled; empty where something will be."""
         if self.planned.unet is None:
             return AFTER_LOADING
+        if self.planned.latent is None:
+            return "The size of this pass is not known."
         if not self.depths:
             return "This model has no self-attention of a U-Net. Nothing will be downsampled."
         if self.planned.name and not self.settings.covers(self.planned.name):
             return "Nothing will be downsampled: Hires. fix passes leaves this pass out."
+        if self.planned.only_upscales:
+            return "Nothing will be downsampled: at a denoising strength of 0 the hires pass only upscales."
+        if self.planned.steps == 0:
+            return "Nothing will be downsampled: no sampling step is made."
+        if not self.downsampled and not self.settings.factor:
+            return TOO_SMALL
         if not self.downsampled:
-            return "Nothing will be downsampled: the factor is 1 at this size."
+            return "Nothing will be downsampled: the factor is 1."
         if not self.steps_share:
             return "Nothing will be downsampled: no step lies between Start and End."
         return ""
@@ -126,11 +112,10 @@ def plan_pass(planned: Pass, settings: Settings) -> PassPlan:
     """The plan of this pass."""
     if planned.name == "hires":
         settings = settings.for_hires_pass()
-    if planned.unet is None:
+    if planned.unet is None or planned.latent is None:
         return PassPlan(planned, settings, [], 0)
-    width, height = planned.size
-    latent = max(1, int(height) // LATENT_SCALE), max(1, int(width) // LATENT_SCALE)
-    return PassPlan(planned, settings, plan(planned.unet, latent, settings), unet_work(planned.unet, latent))
+    depths = plan(planned.unet, planned.latent, settings, planned.steps)
+    return PassPlan(planned, settings, depths, unet_work(planned.unet, planned.latent))
 
 
 def to_html(passes: Sequence[PassPlan]) -> str:
@@ -187,7 +172,7 @@ def _words(passes: Sequence[PassPlan]) -> Iterator[str]:
 
 
 def _verdict(one: PassPlan) -> tuple[str, ...]:
-    attention = ("Self-attention's share of the work here:", f"{round(100 * one.self_attention)} %")
     if one.why_not:
-        return (one.why_not, *attention) if one.depths and one.steps_share else (one.why_not,)
-    return ("There is little to gain at this size." if one.saved < LITTLE else "Worth it at this size.", *attention)
+        return (one.why_not,)
+    verdict = "There is little to gain at this size." if one.saved < LITTLE else "Worth it at this size."
+    return verdict, "Self-attention's share of the work here:", f"{round(100 * one.self_attention)} %"

@@ -8,22 +8,39 @@ from typing import Any
 import gradio as gr
 from modules import infotext_utils, shared
 
-from todo_lib.settings import FIELDS, Field, SettingsError, Value
-from todo_lib.webui.arguments import Refusal
-from todo_lib.webui.infotext import THEIR_FACTOR, from_infotext
+from ..settings import FIELDS, Field, SettingsError, Value
+from .arguments import Refusal
+from .infotext import THEIR_FACTOR, from_infotext
 
-SWITCH, FIRST = FIELDS[:2]
+SWITCH = FIELDS[0]
 
 
 class Label(str):
-    """The name of a control's infotext, by which the host knows it, and the function that reads its value.
+    """The name of a control's infotext, by which the host knows it, and the functions that read its value.
 
     The host lists these names, and copies controls of one name from tab to tab. It calls a name to paste, if it can.
     """
 
     def __call__(self, params: Mapping[str, Any]) -> Value | None:
-        """The control's value after this parsed infotext is pasted; None where it stays as it is."""
-        return _pasted(_BY_LABEL[self], params)
+        """The control's value after this parsed infotext is pasted; None where it stays as it is.
+
+        A text that cannot be read switches ToDo off, and all other controls stay. Not every host would get over an
+        error here. So the switch warns people, once for all controls.
+        """
+        try:
+            return _pasted(_BY_LABEL[self], params)
+        except SettingsError as error:
+            if _BY_LABEL[self] is not SWITCH:
+                return None
+            gr.Warning(str(error))
+            return False
+
+    def for_api(self, params: Mapping[str, Any]) -> Value | None:
+        """The same for the field `infotext` of an API request. A text that cannot be read is refused."""
+        try:
+            return _pasted(_BY_LABEL[self], params)
+        except SettingsError as error:
+            raise Refusal(str(error)) from error
 
 
 _BY_LABEL: dict[str, Field] = {field.infotext or "ToDo": field for field in FIELDS}
@@ -34,7 +51,10 @@ LABELS = tuple(map(Label, _BY_LABEL))
 
 def paste_fields(controls: Sequence[Any]) -> list[Any]:
     """The host's fields for pasting into these controls, which have the order of `LABELS`."""
-    return [infotext_utils.PasteField(*pair) for pair in zip(controls, LABELS, strict=True)]
+    fields = [infotext_utils.PasteField(*pair) for pair in zip(controls, LABELS, strict=True)]
+    for field, label in zip(fields, LABELS, strict=True):
+        field.function = label.for_api  # the API calls this, and pasting calls the label
+    return fields
 
 
 def keep_fractions(fields: Iterable[Any]) -> None:
@@ -54,22 +74,5 @@ def _pasted(field: Field, params: Mapping[str, Any]) -> Value | None:
     if any(option.infotext == THEIR_FACTOR for option in shared.opts.data_labels.values()):
         # sd-webui-token-downsampling is here, and the host restores its options from its keys. Both would be on.
         params = {key: value for key, value in params.items() if key != THEIR_FACTOR}
-    try:
-        settings = from_infotext(params)
-    except SettingsError as error:
-        return _told(field, error)
+    settings = from_infotext(params)
     return None if (field.infotext in disregarded) else getattr(settings, field.name)
-
-
-def _told(field: Field, error: SettingsError) -> Value | None:
-    """A control's value when a text cannot be read: ToDo is switched off, and all other controls stay.
-
-    The switch warns people, once for all controls. The first control after it raises the error, so that the API refuses
-    the text. The browser only logs it.
-    """
-    if field is SWITCH:
-        gr.Warning(str(error))
-        return False
-    if field is FIRST:
-        raise Refusal(str(error)) from error
-    return None

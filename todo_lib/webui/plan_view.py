@@ -1,150 +1,229 @@
-"""The live plan's place in the accordion: it follows ToDo's controls, and what the host has of sizes and steps."""
+"""The live plan's place in the accordion: what the page tells of its controls, and the plan that answers it."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
-from modules import sd_models, shared
+from modules import call_queue, processing, scripts, sd_models, sd_samplers, shared
 from torch import nn
 
-from todo_lib.settings import FIELDS, Settings, SettingsError
-from todo_lib.steps import steps_to_come
-from todo_lib.webui.arguments import NAMES
-from todo_lib.webui.hosts import unet_of
-from todo_lib.webui.live_plan import HiresSize, Pass, paragraph, plan_pass, to_html
+from ..grid import Grid
+from ..settings import Settings, SettingsError
+from . import measure
+from .arguments import NAMES
+from .hosts import unet_of
+from .live_plan import Pass, paragraph, plan_pass, to_html
+from .steps_to_come import steps_to_come
 
-# The host's components that decide the passes, by their names here. The switch of an accordion is its checkbox.
-TXT2IMG = {
-    "width": "txt2img_width",
-    "height": "txt2img_height",
-    "sampler": "txt2img_sampling",
-    "steps": "txt2img_steps",
-    "hires": "txt2img_hr-checkbox",
-    "hr_scale": "txt2img_hr_scale",
-    "hr_width": "txt2img_hr_resize_x",
-    "hr_height": "txt2img_hr_resize_y",
-    "hr_steps": "txt2img_hires_steps",
-    "hr_denoising": "txt2img_denoising_strength",
-    "hr_sampler": "hr_sampler",
-    "hr_checkpoint": "hr_checkpoint",
-}
-IMG2IMG = {
-    "width": "img2img_width",
-    "height": "img2img_height",
-    "sampler": "img2img_sampling",
-    "steps": "img2img_steps",
-    "denoising": "img2img_denoising_strength",
-    "scale": "img2img_scale",
-}
-COMPONENTS = {*TXT2IMG.values(), *IMG2IMG.values()}
+logger = logging.getLogger("ToDo")
+
+# The host's controls that the plan needs, by their names in javascript/todo_plan.js
+SIZES = ("width", "height")
+STEPS = ("sampler", "steps")
+HIRES_SIZES = ("hr_scale", "hr_width", "hr_height")
+HIRES_STEPS = ("hr_steps", "denoising")
+IMG2IMG = (*SIZES, *STEPS, "denoising", "scale")
+TXT2IMG = (*SIZES, *STEPS, "hires", *HIRES_SIZES, *HIRES_STEPS)
+
 GREYED = ("deeper_factor", "passes", "hires_factor")  # where they have no effect
-SAME = ("Use same sampler", "Use same checkpoint")
+SAME = ("Use same sampler", "Use same scheduler", "Use same checkpoint", None)
+
+
+def is_of_a_tab(script: Any, is_img2img: bool) -> bool:
+    """Whether this script stands in a tab of the host, and not in another extension's, which has a size of its own."""
+    runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
+    return script in runner.alwayson_scripts
 
 
 class PlanView:
-    """The live plan of one tab. It is connected once, when all that it follows has been made."""
+    """The live plan of one tab. Its hidden parts stand where it is made, so that asking changes nothing elsewhere."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
-        self._wanted: dict[str, str] = {}
-        self._controls: Sequence[Any] = ()
-        self._html: Any = None
-        self._page: Any = None
-        self._button: Any = None
+    def __init__(self, is_img2img: bool) -> None:
+        self._tab = "img2img" if is_img2img else "txt2img"
+        # javascript/todo_plan.js clicks the first of these when it wants a plan.
+        self._ask = gr.Button(visible=False, elem_id=f"script_{self._tab}_todo_ask")
+        self._page = gr.Textbox(visible=False)
+        self._answer = gr.Textbox(visible=False)
+        self._task = gr.Textbox(visible=False)  # javascript/todo_plan.js names a task for the host's queue
+        self._statistics = gr.HTML(visible=False)  # the host adds its own
 
-    def place(self) -> None:
-        """Put the plan here. The API makes the controls a second time, but the plan keeps its first place."""
-        html = gr.HTML(elem_classes=["todo-help", "todo-live"])
-        # javascript/todo_plan.js fills the one, and clicks the other when something changes that no event tells of
-        page, button = gr.Textbox(visible=False), gr.Button(visible=False, elem_classes="todo-follow")
-        if self._html is None:
-            self._html, self._page, self._button = html, page, button
+    def show(self) -> None:
+        """Put the plan into the page at the present place, and the buttons for measuring."""
+        self._html = gr.HTML(elem_classes=["todo-help", "todo-live"])
+        with gr.Row(elem_id=f"script_{self._tab}_todo_measuring", elem_classes="todo-measuring"):
+            self._measure = gr.Button("Measure here", size="sm", elem_id=f"script_{self._tab}_todo_measure")
+            self._stop = gr.Button("Interrupt", size="sm", elem_id=f"script_{self._tab}_todo_stop")
+        self._measured = gr.HTML(elem_classes=["todo-help", "todo-measured"])
 
-    def follow(self, controls: Sequence[Any], is_img2img: bool) -> None:
-        """Let the plan follow these controls, in the order of the settings. Hires fix is txt2img's alone."""
-        if not self._controls:
-            self._controls = controls
-            self._wanted = IMG2IMG if is_img2img else TXT2IMG
-            self._connect()
+    def connect(self, controls: Sequence[Any], script: Callable[[], Any]) -> None:
+        """Let the page ask for the plan, grey some of the controls, and measure.
 
-    def found(self, elem_id: str | None, component: Any) -> None:
-        """Tell of a component that the host has made, before or after these controls."""
-        if elem_id in COMPONENTS and elem_id not in self._found:
-            self._found[elem_id] = component
-            if elem_id in self._wanted.values():
-                self._connect()
+        controls: in the order of the settings.
+        script: makes a new one of ToDo's scripts.
+        """
+        asked = self._ask.click(
+            fn=functools.partial(answer, self._tab),
+            inputs=[self._page],
+            outputs=[self._answer],
+            _js=f"() => todoAsk('{self._tab}')",
+            show_progress="hidden",
+            queue=False,
+        )
+        # In the page alone. Where the answer is the same as before, nothing is touched.
+        asked.then(
+            fn=None,
+            inputs=[self._answer],
+            outputs=[self._html, *(controls[NAMES.index(name)] for name in GREYED)],
+            _js=f"(answer) => todoAnswered('{self._tab}', answer)",
+        )
+        # Behind the host's queue, with its progress, as the button "Generate".
+        self._measure.click(
+            fn=call_queue.wrap_gradio_gpu_call(functools.partial(measured, script), extra_outputs=[gr.update()]),
+            inputs=[self._task, self._page],
+            outputs=[self._measured, self._statistics],
+            _js=f"() => todoMeasure('{self._tab}')",
+            show_progress="hidden",
+        )
+        self._stop.click(
+            fn=stop, inputs=[self._task], outputs=[], _js=f"() => todoStop('{self._tab}')",
+            show_progress="hidden", queue=False,
+        )  # fmt: skip
 
-    def _connect(self) -> None:
-        if not self._wanted or not self._found.keys() >= set(self._wanted.values()):
-            return
-        followed = [*self._controls, *(self._found[elem_id] for elem_id in self._wanted.values())]
-        greyed = [self._controls[NAMES.index(name)] for name in GREYED]
-        event = {
-            "fn": functools.partial(_follow, tuple(self._wanted)),
-            "inputs": [self._page, *followed],
-            "outputs": [self._html, *greyed],
-            "_js": "todoPage",
-            "show_progress": "hidden",
-            "queue": False,
-        }
-        for component in followed:
-            component.change(**event)
-        self._button.click(**event)
 
-
-def _follow(names: Sequence[str], state: str, *values: Any) -> list[Any]:
-    """The plan, and which of the controls in GREYED have an effect at present.
+def answer(tab: str, state: str) -> str:
+    """The plan as HTML, and for each of the controls in GREYED whether it has an effect at present, as JSON.
 
     state: see javascript/todo_plan.js.
     """
-    ours, hosts = values[: len(FIELDS)], dict(zip(names, values[len(FIELDS) :], strict=True))
-    if not ours[0] or None in values:  # the accordion is closed, or a number is being typed anew
-        return [gr.update()] * (1 + len(GREYED))
+    page = json.loads(state)
+    hosts: dict[str, Any] = page["host"]
+    for name in IMG2IMG if tab == "img2img" else TXT2IMG:
+        if name not in hosts:
+            _tell_once(f"ToDo: the plan of {tab} goes without {name!r}, which this WebUI's page does not have")
     hires = bool(hosts.get("hires"))
-    effects = (ours[NAMES.index("max_depth")] > 1, hires, hires)
-    return [_plan(ours, hosts, json.loads(state or "{}")), *(gr.update(interactive=effect) for effect in effects)]
+    return json.dumps({"plan": _plan(page, hosts), "effects": [page["ours"]["max_depth"] > 1, hires, hires]})
 
 
-def _plan(ours: Sequence[Any], hosts: dict[str, Any], page: dict[str, Any]) -> str:
-    """The plan for these values of ToDo's controls and of the host's.
+def measured(script: Callable[[], Any], task: str, state: str) -> tuple[str, str]:
+    """What was measured as HTML, and a place for the host's statistics.
 
-    page: see javascript/todo_plan.js.
+    task: the host's name of this job.
+    state: see javascript/todo_plan.js.
     """
+    page = json.loads(state)
     try:
-        settings = Settings(*ours)
+        settings = _settings(page)
+    except SettingsError as error:
+        return paragraph(str(error)), ""
+    plans = [plan_pass(one, settings) for one in passes_of(page, page["host"])]
+    return measure.report(script, plans, settings), ""
+
+
+def stop(task: str) -> None:
+    """Interrupt the measuring, if it is this task that runs."""
+    if task and shared.state.job == task:
+        shared.state.interrupt()
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _plan(page: Mapping[str, Any], hosts: dict[str, Any]) -> str:
+    try:
+        settings = _settings(page)
     except SettingsError as error:
         return paragraph(str(error))
-    if "scale" in hosts and page.get("by") and not all(page["image"]):
+    if "scale" in hosts and page["by"] and not all(page["image"]):
         return paragraph("The size follows from the image.")
-    passes = [plan_pass(one, settings) for one in _passes(hosts, page)]
+    passes = [plan_pass(one, settings) for one in passes_of(page, hosts)]
     html = to_html(passes)
     # a sign for the page to ask again
     return f"<div class='todo-waiting'>{html}</div>" if passes[0].planned.unet is None else html
 
 
-def _passes(hosts: dict[str, Any], page: dict[str, Any]) -> list[Pass]:
-    unet = _unet(page.get("checkpoint") or shared.opts.sd_model_checkpoint)
-    sampler, asked, size = hosts["sampler"], int(hosts["steps"]), (hosts["width"], hosts["height"])
-    if "denoising" in hosts:
-        if page.get("by"):
-            width, height = page["image"]
-            size = int(width * hosts["scale"]), int(height * hosts["scale"])
-        steps = steps_to_come(sampler, asked, hosts["denoising"], shared.opts.img2img_fix_steps)
-        return [Pass("", size, steps, unet)]
-    first = Pass("first" if hosts["hires"] else "", size, steps_to_come(sampler, asked), unet)
-    if not hosts["hires"]:
-        return [first]
-    hires_size = HiresSize(hosts["hr_scale"], hosts["hr_width"], hosts["hr_height"]).of(*size)
-    if hosts["hr_sampler"] not in SAME:
-        sampler = hosts["hr_sampler"]
-    if hosts["hr_checkpoint"] not in SAME:
+def _settings(page: Mapping[str, Any]) -> Settings:
+    return Settings(enabled=True, **{name: page["ours"][name] for name in NAMES[1:]})
+
+
+def passes_of(page: Mapping[str, Any], hosts: dict[str, Any]) -> list[Pass]:
+    """The passes that the host would make with these values of its controls.
+
+    page: see javascript/todo_plan.js.
+    hosts: name -> value. A control that the page lacks is missing here, and what it decides is unknown.
+    """
+    unet = _unet(page["checkpoint"] or shared.opts.sd_model_checkpoint)
+    if not hosts.get("hires"):
+        size = _known(hosts, SIZES)
+        if "scale" in hosts and page["by"]:
+            size = [int(side * hosts["scale"]) for side in page["image"]]
+        steps = _steps(hosts, hosts.get("scheduler"), STEPS)
+        if "scale" in hosts:
+            steps = _steps(hosts, hosts.get("scheduler"), (*STEPS, "denoising"), shared.opts.img2img_fix_steps)
+        return [Pass("", _latent(*size) if size else None, steps, unet)]
+    latents = _hires_latents(hosts)
+    first = Pass("first", latents[0], _steps(hosts, hosts.get("scheduler"), STEPS), unet)
+    if hosts.get("hr_checkpoint") not in SAME:
         unet = _unet(hosts["hr_checkpoint"])
-    steps = steps_to_come(sampler, int(hosts["hr_steps"]) or asked, hosts["hr_denoising"], exactly=True)
-    return [first, Pass("hires", hires_size, steps, unet)]
+    scheduler = hosts.get("scheduler" if hosts.get("hr_scheduler") in SAME else "hr_scheduler")
+    if hosts.get("hr_sampler") not in SAME:
+        hosts = {**hosts, "sampler": hosts["hr_sampler"]}
+    if hosts.get("hr_steps"):
+        hosts = {**hosts, "steps": hosts["hr_steps"]}
+    steps = _steps(hosts, scheduler, (*STEPS, "denoising"), exactly=True)
+    return [first, Pass("hires", latents[1], steps, unet, only_upscales=hosts.get("denoising") == 0)]
+
+
+def _known(hosts: Mapping[str, Any], names: Sequence[str]) -> list[Any] | None:
+    """The values of these controls; None where the page lacks one."""
+    return [hosts[name] for name in names] if hosts.keys() >= set(names) else None
+
+
+def _latent(width: float, height: float) -> Grid:
+    return max(1, int(height) // processing.opt_f), max(1, int(width) // processing.opt_f)
+
+
+def _hires_latents(hosts: Mapping[str, Any]) -> tuple[Grid | None, Grid | None]:
+    """The latent of each pass of hires fix, (H, W). None where it is not known.
+
+    The host itself computes the sizes: its settings and forks differ in that.
+    """
+    size, hires = _known(hosts, SIZES), _known(hosts, HIRES_SIZES)
+    if size is None or hires is None:
+        return (_latent(*size) if size else None), None
+    p = object.__new__(processing.StableDiffusionProcessingTxt2Img)  # the defaults of all else are the class's
+    p.width, p.height = map(int, size)
+    p.hr_scale, p.hr_resize_x, p.hr_resize_y = hires[0], int(hires[1]), int(hires[2])
+    p.extra_generation_params = {}
+    try:
+        p.calculate_target_resolution()
+        height, width = _latent(p.hr_upscale_to_x, p.hr_upscale_to_y)
+        return _latent(p.width, p.height), (height - max(0, p.truncate_y), width - max(0, p.truncate_x))
+    except (AttributeError, ArithmeticError) as error:
+        _tell_once(f"ToDo: this WebUI does not tell the size of a hires pass, and the plan goes without: {error}")
+        return _latent(*size), None
+
+
+def _steps(hosts: Mapping[str, Any], scheduler: str | None, names: Sequence[str], exactly: bool = False) -> int | None:
+    """The steps of a pass with this scheduler; None where they are not known beforehand.
+
+    names: of the controls for the sampler, its steps and, for a pass that starts from an image, the denoising strength.
+    exactly: whether such a pass makes as many steps as asked for.
+    """
+    if (values := _known(hosts, names)) is None:
+        return None
+    sampler, number, denoising = (*values, None)[:3]
+    options = getattr(sd_samplers.find_sampler_config(sampler), "options", {})
+    if scheduler in (None, "Automatic"):
+        scheduler = options.get("scheduler")
+    discards = shared.opts.always_discard_next_to_last_sigma or options.get("discard_next_to_last_sigma", False)
+    return steps_to_come(sampler, int(number), denoising, exactly, scheduler, bool(discards))
 
 
 def _unet(checkpoint: str | None) -> nn.Module | None:

@@ -5,5 +5,5 @@ import sys
 reported = []
 
 
-def report(message):
+def report(message, exc_info=False):
     reported.append((message, sys.exc_info()[1]))

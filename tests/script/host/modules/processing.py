@@ -1,17 +1,25 @@
 """Jobs: the request, and the loop that makes images from it. Here an image is just its latent."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from modules import scripts, sd_models, sd_samplers, shared
+from modules import paths, scripts, sd_models, sd_samplers, shared
 from modules.infotext_utils import create_infotext
 from modules.shared import state
+
+opt_f = 8
 
 
 @dataclass(repr=False)
 class StableDiffusionProcessing:
     prompt: str = "a"
+    negative_prompt: str = ""
+    sd_model: Any = None
+    scheduler: str | None = None
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
     seed: int = 1
     steps: int = 4
     width: int = 32
@@ -55,10 +63,28 @@ class StableDiffusionProcessing:
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     enable_hr: bool = False
     hr_scale: float = 2.0
+    hr_resize_x: int = 0
+    hr_resize_y: int = 0
     hr_second_pass_steps: int = 0
     hr_sampler_name: str | None = None
     hr_checkpoint: Any = None
     firstpass_image: Any = None
+    truncate_x: int = field(default=0, init=False)
+    truncate_y: int = field(default=0, init=False)
+
+    def calculate_target_resolution(self):
+        """The size of the hires pass, by the sides or by one of them, and what is cut off afterwards."""
+        if shared.opts.use_old_hires_fix_width_height:
+            self.hr_resize_x, self.hr_resize_y = self.width, self.height
+            self.width, self.height = self.width // 2, self.height // 2
+        if not (self.hr_resize_x or self.hr_resize_y):
+            scale = self.hr_scale
+        else:
+            scale = max(self.hr_resize_x / self.width, self.hr_resize_y / self.height)
+        self.hr_upscale_to_x, self.hr_upscale_to_y = int(self.width * scale), int(self.height * scale)
+        if self.hr_resize_x and self.hr_resize_y:
+            self.truncate_x = (self.hr_upscale_to_x - self.hr_resize_x) // opt_f
+            self.truncate_y = (self.hr_upscale_to_y - self.hr_resize_y) // opt_f
 
     def sample(self, seeds):
         self.sampler = sd_samplers.create_sampler(self.sampler_name)
@@ -136,6 +162,7 @@ def process_images(p):
     if p.scripts is not None:
         p.scripts.process(p)
     images, infotexts = [], []
+    (Path(paths.data_path) / "params.txt").write_text(create_infotext(p), encoding="utf-8")
     p.init()
     for n in range(p.n_iter):
         state.skipped = False

@@ -9,11 +9,14 @@ from modules import shared
 class SDModel:
     def __init__(self, name, unet, context_dim):
         self.name = name
-        self.sd_checkpoint_info = SimpleNamespace(filename=name)
+        self.sd_checkpoint_info = SimpleNamespace(filename=name, name_for_extra=name)
         self.model = SimpleNamespace(diffusion_model=unet)
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         self.alphas_cumprod = (1 - betas).cumprod(0).float()
         self.context_dim = context_dim
+
+    def parameters(self):
+        return self.model.diffusion_model.parameters()
 
     def apply_model(self, x, t, cond):
         return self.model.diffusion_model(x, t, cond)

@@ -255,8 +255,12 @@ samplers = [
 ]
 
 
+def find_sampler_config(name):
+    return next((config for config in samplers if config.name == name), None)
+
+
 def create_sampler(name):
-    config = next(config for config in samplers if config.name == name)
+    config = find_sampler_config(name)
     return (SigmaSampler if config.uses == "sigmas" else TimestepSampler)(config)
 
 

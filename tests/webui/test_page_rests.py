@@ -1,0 +1,145 @@
+"""The page in a real browser rests: how often it asks for the live plan, in gradio 3 (A1111) and gradio 4 (Forge)."""
+
+import pytest
+
+from tests.webui.browser import open_webui
+from tests.webui.client import Client
+from tests.webui.requests_of_page import counting, watching
+from tests.webui.test_browser import HEAD, control, open_accordion, paste, resize, wait_for_plan
+
+REST = 1500  # milliseconds in which a request would have been sent
+SETTINGS = "ToDo downsample factor: 3.5, ToDo depths: 3, ToDo end: 0.8"
+
+
+@pytest.fixture(params=["A1111", "Forge"])
+def server(request):
+    """The running host, with `client`. It has loaded a checkpoint."""
+    if request.param == "Forge":
+        return request.getfixturevalue("forge")
+    server = request.getfixturevalue("webui")
+    server.client = Client(server.url)
+    return server
+
+
+@pytest.fixture
+def resting(server, browser, tmp_path):
+    """The host's page, with the checkpoint loaded that it has selected."""
+    server.client.post("/probe/reset")
+    server.client.txt2img(model=server.host.model, width=64, height=64, steps=1)
+    with open_webui(browser, server.url, tmp_path) as page:
+        yield page
+
+
+def drag(page, elem, moves=40):
+    """Drag a slider with so many moves of the mouse."""
+    page.locator(f"#{elem} input[type=range]").scroll_into_view_if_needed()
+    box = page.locator(f"#{elem} input[type=range]").bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 10, y)
+    page.mouse.down()
+    for i in range(moves):
+        page.mouse.move(box["x"] + 10 + 3 * i, y)
+    page.mouse.up()
+
+
+def type_number(page, elem, text):
+    page.locator(f"#{elem} input[type=number]").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(text)
+    page.keyboard.press("Tab")
+
+
+def paste_settings(page):
+    paste(page, f"{HEAD}, {SETTINGS}, Version: 1.10.1")
+    control(page, "factor").locator("input[type=number]").wait_for(state="visible")
+    page.wait_for_function(
+        "() => gradioApp().querySelector('#script_txt2img_todo_end input[type=number]').value === '0.8'"
+    )
+
+
+def choose_hires(page):
+    page.locator("#txt2img_hr .label-wrap").first.click()
+
+
+def test_closed_nothing_is_sent(resting):
+    with counting(resting) as seen:
+        resting.wait_for_timeout(3000)
+        drag(resting, "txt2img_width")
+        type_number(resting, "txt2img_height", "768")
+        choose_hires(resting)
+        drag(resting, "txt2img_hr_scale")
+        paste(resting, f"{HEAD}, Version: 1.10.1")
+        resting.wait_for_timeout(REST)
+        assert seen.count == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda page: drag(page, "txt2img_width"),
+        lambda page: drag(page, "script_txt2img_todo_factor"),
+        lambda page: type_number(page, "txt2img_height", "768"),
+        paste_settings,
+        choose_hires,
+    ],
+    ids=["drag of the host's", "drag of ours", "typed", "paste", "hires"],
+)
+def test_open_a_change_is_one_request(resting, change):
+    open_accordion(resting)
+    wait_for_plan(resting, "64 × 64")
+    resting.wait_for_timeout(REST)
+    with counting(resting) as seen, watching(resting, "script_txt2img_todo_enabled") as idle:
+        resting.wait_for_timeout(5000)
+        assert seen.count == 0
+    assert idle == []
+    with counting(resting) as seen:
+        change(resting)
+        resting.wait_for_timeout(REST)
+        assert seen.count == 1
+
+
+def test_an_answer_that_is_the_same_changes_nothing(resting):
+    """Without hires fix its size says nothing."""
+    open_accordion(resting)
+    wait_for_plan(resting, "64 × 64")
+    resting.wait_for_timeout(REST)
+    change = "(number) => { gradioApp().querySelector('#txt2img_hr_scale input[type=number]').value = number; }"
+    with counting(resting) as seen, watching(resting, "script_txt2img_todo_enabled") as changes:
+        for number in ("3", "2"):
+            resting.evaluate(change, number)
+            resting.wait_for_timeout(REST)
+        assert seen.count == 2
+    assert changes == []
+
+
+def test_a_checkpoint_that_is_not_loaded(resting, server):
+    """The page asks every five seconds at most, not in a hidden tab, and at once when a generation has loaded it."""
+    titles = [found["title"] for found in server.client.get("/sdapi/v1/sd-models")]
+    other = next(title for title in titles if not title.startswith(f"{server.host.model}."))
+    open_accordion(resting)
+    wait_for_plan(resting, "64 × 64")
+    box = resting.locator("#setting_sd_model_checkpoint input, .model_selection input").first
+    resting.wait_for_timeout(REST)
+    with counting(resting) as seen, watching(resting, "script_txt2img_todo_enabled") as changes:
+        # As if chosen: a real choice would load it on A1111.
+        box.evaluate("(box, name) => { box.value = name; }", other)
+        wait_for_plan(resting, "when the checkpoint has been loaded")
+        first = len(changes)
+        resting.wait_for_timeout(20_000)
+        assert 2 <= seen.count <= 5
+        resting.evaluate("() => Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        before = seen.count
+        resting.wait_for_timeout(11_000)
+        assert seen.count == before
+        resting.evaluate("() => { delete document.hidden; }")
+    assert first == 0 and len(changes) <= 2  # the answer, once
+
+
+def test_the_plan_after_a_generation(server, browser, tmp_path):
+    """The usual state on Forge until the first image: nothing is loaded."""
+    with open_webui(browser, server.url, tmp_path) as page:
+        open_accordion(page)
+        resize(page, width=64, height=64, steps=1)
+        page.locator("#txt2img_generate").click()
+        page.locator("#txt2img_gallery img").first.wait_for()
+        wait_for_plan(page, "8 × 8")

@@ -102,14 +102,22 @@ def test_work_that_goes_on_meanwhile_slows_both_alike(tmp_path, capsys, monkeypa
 
 def sheet_name(*arguments):
     parser = demo._parser()
-    return demo._sheet_name(parser, parser.parse_args(arguments))
+    return demo._sheet_name(parser, demo._options(parser, list(arguments)))
 
 
 def test_other_prompts_and_settings_do_not_overwrite_a_sheet():
     every = ["red apple", "banana"], ["banana"], ["--end", "0.8"], ["--fixed"], ["--seed", "3"], ["--factor", "2.5"]
-    more = ["--max-depth", "1"], ["--deeper-factor", "1.5"], ["--steps", "2"], ["--size", "128x64"], []
+    more = (
+        ["--max-depth", "1"],
+        ["--deeper-factor", "1.5"],
+        ["--steps", "2"],
+        ["--size", "128x64"],
+        ["--model", "sdxl"],
+        [],
+    )
     assert len({sheet_name(*arguments) for arguments in (*every, *more)}) == len(every) + len(more)
     assert sheet_name("--fixed", "--end", "0.8") == "todo-red-apple-512x512-factor-2-fixed-end-0.8.png"
+    assert sheet_name("--model", "sdxl") == "todo-sdxl-red-apple-384x384-factor-2.png"
     assert sheet_name("--output", "elsewhere", "--end", "1.0") == sheet_name()
 
 

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from lab.demo.machine import processor
 from lab.demo.sheet import save_sheet
-from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, enlarged, load, made_steps
+from lab.model.emoji import SIZES, Emoji, enlarged, load, made_steps
 from lab.model.pictures import CAPTIONS
 from todo_lib import DepthPlan, Patch, Settings, SettingsError, Step, plan
 from todo_lib.webui.infotext import to_infotext
 
 OUTPUT = Path(__file__).parent / "output"
 DENSE = Settings(enabled=False)
+LAYOUTS = {"sd15": "", "sdxl": " with SDXL's layout"}  # what is said of a model
 SIZE_STEP = 64  # a latent pixel is 8 pixels wide, and the U-Net halves the latent 3 times
 DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
 LONGEST_NAME = 100  # letters that prompts may take in the name of a file
@@ -31,7 +32,7 @@ LONGEST_NAME = 100  # letters that prompts may take in the name of a file
 
 def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _options(parser, arguments)
     try:
         settings = _settings(options)
     except SettingsError as error:
@@ -47,9 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         width, height = 2 * width, 2 * height
         passes.append(("hires pass", (width, height), made_steps(options.steps)))
 
-    print(f"Emoji model, {width}x{height} px, {options.steps} steps, seed {options.seed}")
+    print(f"Emoji model{LAYOUTS[options.model]}, {width}x{height} px, {options.steps} steps, seed {options.seed}")
     print(f"{_machine()}\nDense and ToDo take their steps in turns. Times are those of the steps.\n", flush=True)
-    model = load()
+    model = load(options.model)
     for label, (w, h), steps in passes:
         if label:
             print(f"{label}, {w}x{h} px")
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             ]
 
     sheet = options.output / _sheet_name(parser, options)
-    title = f"ToDo at {width}×{height} px, factor {factor}"
+    title = f"ToDo{LAYOUTS[options.model]} at {width}×{height} px, factor {factor}"
     infotext = ", ".join(f"{key}: {value}" for key, value in to_infotext(settings).items())
     note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
     save_sheet(sheet, title, note, rows)
@@ -183,9 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"The model knows these prompts: {_known()}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    sizes = ", ".join(f"{size.large} ({model})" for model, size in SIZES.items())
     add = parser.add_argument
     add("prompts", nargs="*", type=_prompt, default=["red apple"], metavar="PROMPT", help="what to draw, see below")
-    add("--size", type=_size, default=str(LARGE_SIZE), help=f"pixels, N or WxH; learned: {NATIVE_SIZE} to {LARGE_SIZE}")
+    add("--model", choices=SIZES, default="sd15", help="whose layout the U-Net has")
+    add("--size", type=_size, default=argparse.SUPPRESS, help=f"pixels, N or WxH; if not given: {sizes}")
     add("--hires", action="store_true", help="a hires pass follows, to twice the size")
     add("--factor", type=_number, default=2, help="downsample factor at depth 1, 1 to 8; 0: chosen from the size")
     add("--max-depth", type=_number, default=Settings.max_depth, help="depths that are downsampled, 1 to 4")
@@ -200,6 +203,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with the size that the model has learned where none was given."""
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "size"):
+        options.size = (SIZES[options.model].large,) * 2
+    return options
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     names = ("factor", "max_depth", "start", "end", "deeper_factor")
     return Settings(enabled=True, moving=not options.fixed, **{name: getattr(options, name) for name in names})
@@ -210,9 +221,10 @@ def _sheet_name(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     prompts = "+".join(options.prompts).replace(" ", "-")
     if len(prompts) > LONGEST_NAME:
         prompts = f"{len(options.prompts)}-prompts-{hashlib.sha256(prompts.encode()).hexdigest()[:8]}"
-    parts = ["todo", prompts, "x".join(map(str, options.size)), f"factor-{options.factor:g}"]
+    model = [] if options.model == parser.get_default("model") else [options.model]
+    parts = ["todo", *model, prompts, "x".join(map(str, options.size)), f"factor-{options.factor:g}"]
     for name, value in vars(options).items():
-        if name not in ("prompts", "size", "factor", "output", "pair") and value != parser.get_default(name):
+        if name not in ("prompts", "model", "size", "factor", "output", "pair") and value != parser.get_default(name):
             parts.append(name.replace("_", "-") if value is True else f"{name.replace('_', '-')}-{value:g}")
     return "-".join(parts) + ".png"
 

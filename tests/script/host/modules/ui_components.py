@@ -1,13 +1,7 @@
 """An accordion that is also an input: a hidden checkbox, and the accordion that follows its value."""
 
-import contextlib
-
 import gradio as gr
-
-with contextlib.suppress(ImportError):  # gradio 4 would write a file with types beside this one
-    from gradio import component_meta
-
-    component_meta.create_or_modify_pyi = lambda *args: None
+from modules import gradio_extensions  # noqa: F401
 
 
 class InputAccordion(gr.Checkbox):

@@ -29,7 +29,6 @@ from modules import script_callbacks, scripts, sd_models, sd_samplers, shared
 from modules.call_queue import queue_lock
 from modules.paths_internal import data_path
 
-
 # The folder of the checkpoints, if it was named on the command line. Neo takes any number of such folders.
 CHECKPOINTS = getattr(shared.cmd_opts, "ckpt_dir", None) or next(iter(getattr(shared.cmd_opts, "ckpt_dirs", ())), None)
 

@@ -82,6 +82,6 @@ def client(comfyui, request):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
-    if report.when == "call" and report.failed and "comfyui" in item.fixturenames:
+    if report.when == "call" and report.failed and hasattr(item, "comfyui_log"):
         server, position = item.comfyui_log
         report.sections.append(("ComfyUI log", server.log_since(position)[-20000:]))

@@ -21,11 +21,6 @@ NO_WEBUI = "no WebUI"
 DIRS = {"lora": "lora", "controlnet": "control"}  # arguments that name folders beside the checkpoints
 
 
-def pytest_addoption(parser):
-    parser.addoption("--compatibility", action="store_true", help="make the compatibility table, and write its page")
-    parser.addoption("--soak", type=int, help="make so many generations at random on one WebUI")
-
-
 def pytest_ignore_collect(collection_path, config):
     """Leave out tests that take long and need rarely installed things, unless asked for."""
     for option in ("compatibility", "soak"):

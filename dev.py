@@ -63,8 +63,8 @@ def lint():
 
 
 def main(command="", *args):
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        sys.exit(f"Python 3.10, 3.11 or 3.12 is needed; this is {sys.version.split()[0]} ({sys.executable})")
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        sys.exit(f"Python 3.10, 3.11, 3.12 or 3.13 is needed; this is {sys.version.split()[0]} ({sys.executable})")
     if command == "demo":
         prepare("demo")
         run("-m", "lab.demo", *args)

@@ -87,7 +87,8 @@
         const buttons = gradioApp().getElementById(`script_${tab}_todo_measuring`);
         tabs[tab].task = randomId();
         buttons.classList.add('todo-busy');
-        requestProgress(tabs[tab].task, buttons, null, () => buttons.classList.remove('todo-busy'));
+        const stop = gradioApp().getElementById(`script_${tab}_todo_stop`); // the bar stands before it
+        requestProgress(tabs[tab].task, stop, null, () => buttons.classList.remove('todo-busy'));
         return [tabs[tab].task, stateOf(tab)];
     };
 

@@ -126,9 +126,9 @@ def test_a_stopped_run_goes_on(folder, model, monkeypatch):
 def test_other_weights_and_other_machines_are_not_mixed(folder, tmp_path, monkeypatch):
     file = tmp_path / "fidelity.json"
     file.write_text((folder / "fidelity.json").read_text())
-    monkeypatch.setattr(fidelity, "weights", lambda: "others")
+    monkeypatch.setattr(fidelity, "weights", lambda model: "others")
     store = Store(file)
-    assert fidelity.open_cell(store, SCENARIO.name) == {} and len(store.results) == 1
+    assert fidelity.open_cell(store, SCENARIO.name, "sd15") == {} and len(store.results) == 1
     changed = kept(folder)
     changed["machine"]["processor"] = "another"
     file.write_text(json.dumps(changed))
@@ -155,7 +155,7 @@ def test_an_image_that_is_the_same_is_kept_as_json_and_read_back(tmp_path, model
     latent = model.noise((64, 64), 0)
     drawn = fidelity.Drawn(latent, model.decode(latent)[0].numpy(), 1.0, {1: {(64, 64)}})
     store = Store(tmp_path / "fidelity.json")
-    fidelity.open_cell(store, "64 px")["red apple"] = {"paper 2": fidelity.figures(drawn, drawn)}
+    fidelity.open_cell(store, "64 px", "sd15")["red apple"] = {"paper 2": fidelity.figures(drawn, drawn)}
     store.save()
     text = (tmp_path / "fidelity.json").read_text()
     results = json.loads(text, parse_constant=pytest.fail)["results"]
@@ -165,6 +165,7 @@ def test_an_image_that_is_the_same_is_kept_as_json_and_read_back(tmp_path, model
 
 def test_names_and_steps_of_scenarios():
     assert Scenario(512, "Euler a", 8).name == "512 px, Euler a, 8 steps, guidance 2"
+    assert Scenario(384, "DDIM", 9, model="sdxl").name == "SDXL's layout, 384 px, DDIM, 9 steps, guidance 2"
     assert Scenario(1024, "DPM++ 2M", 10, hires=True).name == "1024 px from 512, DPM++ 2M, 6 of 10 steps, guidance 2"
     assert Scenario(512, "Euler a", 20, img2img=True).name == "512 px, img2img, Euler a, 11 of 20 steps, guidance 2"
     assert Scenario(512, "LCM", 4).name == "512 px, LCM, 4 steps, no guidance"

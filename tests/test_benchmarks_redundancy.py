@@ -8,9 +8,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lab.benchmarks import redundancy
-from lab.model.emoji import Emoji, load
+from lab.benchmarks.fidelity import all_results
+from lab.model.emoji import PREFIXES, UNET_FILES, Emoji, load
+from lab.model.parts import make_unet
 
 OPTIONS = ["--size", "128", "--steps", "2", "--prompts", "1"]
 
@@ -40,6 +43,23 @@ def test_a_run_and_its_continuation(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Emoji, "sample", None)  # no image is left to draw
     redundancy.main([*OPTIONS, "--results", str(tmp_path)])
     assert kept(tmp_path) == before
+
+
+def test_the_results_of_either_model_stand_side_by_side(tmp_path, monkeypatch, capsys):
+    untrained = make_unet("sdxl").state_dict()
+    file = tmp_path / "sdxl.safetensors"
+    save_file({PREFIXES["unet"] + name: value.contiguous() for name, value in untrained.items()}, file)
+    monkeypatch.setitem(UNET_FILES, "sdxl", file)
+    for model in ("sd15", "sdxl"):
+        redundancy.main(["--model", model, *OPTIONS, "--results", str(tmp_path)])
+    both = all_results(tmp_path, "redundancy")
+    depths = {key: list(cell["prompts"]["red apple"]) for key, cell in both.items()}
+    assert depths == {
+        "128 px, 2 steps, guidance 2": ["1", "2", "3", "4"],
+        "SDXL's layout, 128 px, 2 steps, guidance 2": ["1", "2"],
+    }
+    assert len({cell["weights"] for cell in both.values()}) == 2
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["redundancy-sdxl.json", "redundancy.json"]
 
 
 def test_similarities_of_all_pairs():

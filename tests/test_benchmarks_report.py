@@ -80,8 +80,9 @@ def test_memory_difference_and_overview(known):
 
 def test_pace(known):
     """The default in 20 steps took 4 of the paper's 5 s, the one in 8 steps was dense: 10 of 5."""
-    measured = {line.split(" | ")[0]: line.split(" | ")[1::2] for line in report.pace().splitlines()[2:]}
-    assert measured["| SD 1.5, 1024 px, fp32"] == ["0.80", "2.00"]
+    rows = {line.split(" | ")[0]: line for line in report.pace().splitlines()[2:]}
+    assert rows["| SD 1.5, 1024 px"] == "| SD 1.5, 1024 px | 0.89 | 0.80 (fp32) | 1.01 | 2.00 (fp32) |"
+    assert rows["| SDXL, 2048 px"] == "| SDXL, 2048 px | 0.87 | – | 1.01 | – |"
 
 
 @pytest.mark.parametrize(

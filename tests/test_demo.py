@@ -16,7 +16,7 @@ from PIL import Image
 from lab.demo import __main__ as demo
 from lab.demo.sheet import MARGIN
 from lab.model.emoji import load
-from lab.model.parts import PROMPT_TOKENS
+from lab.model.parts import PROMPT_TOKENS, FastAttention
 from lab.model.pictures import CAPTIONS
 from todo_lib import Settings, plan
 
@@ -41,7 +41,7 @@ def test_the_command(tmp_path):
             rf"{prompt}: \d+ % of .*, 2 of 2 steps \[depth 1: 16x8 tokens, keys from 8x4 \(3 layers\)\]", done.stdout
         )
     assert done.stdout.count("Ratio:") == 2
-    assert "banana, ToDo: 100%" in done.stderr  # the progress bar
+    assert "banana: 100%" in done.stderr  # the progress bar
     name = "todo-blue-heart+banana-128x64-factor-2-steps-2.png"
     assert names(tmp_path / "new") == [name]
     sheet = np.asarray(Image.open(tmp_path / "new" / name))
@@ -72,16 +72,52 @@ def test_factor_1_changes_nothing(tmp_path, capsys):
     assert names(tmp_path) == ["todo-red-apple-128x64-factor-0-max-depth-4-steps-2.png"]
 
 
+def test_work_that_goes_on_meanwhile_slows_both_alike(tmp_path, capsys, monkeypatch):
+    """A step takes one second, and ten while another program runs. Which it is does not depend on whose step it is."""
+    clock, made = [0.0], []
+
+    class Watched(demo.Drawing):
+        def advance(self):
+            made.append(self._enabled)
+            super().advance()
+
+    def advance(unet, args):
+        clock[0] += 10 if len(made) > 5 else 1
+
+    monkeypatch.setattr(demo, "Drawing", Watched)
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
+    load = demo.load
+
+    def watched(*args):
+        model = load(*args)
+        model.unet.register_forward_pre_hook(advance)
+        return model
+
+    monkeypatch.setattr(demo, "load", watched)
+    demo.main(["--size", "64", "--steps", "6", "--output", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert made == [False, *[False, True, True, False] * 3]  # a first one is not counted
+    assert "Ratio:     1.00" in told and "in turns" in told
+
+
 def sheet_name(*arguments):
     parser = demo._parser()
-    return demo._sheet_name(parser, parser.parse_args(arguments))
+    return demo._sheet_name(parser, demo._options(parser, list(arguments)))
 
 
 def test_other_prompts_and_settings_do_not_overwrite_a_sheet():
     every = ["red apple", "banana"], ["banana"], ["--end", "0.8"], ["--fixed"], ["--seed", "3"], ["--factor", "2.5"]
-    more = ["--max-depth", "1"], ["--deeper-factor", "1.5"], ["--steps", "2"], ["--size", "128x64"], []
+    more = (
+        ["--max-depth", "1"],
+        ["--deeper-factor", "1.5"],
+        ["--steps", "2"],
+        ["--size", "128x64"],
+        ["--model", "sdxl"],
+        [],
+    )
     assert len({sheet_name(*arguments) for arguments in (*every, *more)}) == len(every) + len(more)
     assert sheet_name("--fixed", "--end", "0.8") == "todo-red-apple-512x512-factor-2-fixed-end-0.8.png"
+    assert sheet_name("--model", "sdxl") == "todo-sdxl-red-apple-384x384-factor-2.png"
     assert sheet_name("--output", "elsewhere", "--end", "1.0") == sheet_name()
 
 
@@ -141,7 +177,9 @@ def test_the_keys_of_the_run_are_those_of_the_plan(model, monkeypatch):
         seen.add((q.shape[-2], k.shape[-2]))
         return attend(q, k, v, *args, **kwargs)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
-    demo.draw(model, "rainbow", (192, 128), seed=0, steps=2, settings=settings)
+    monkeypatch.setattr(FastAttention, "attend", staticmethod(counting))
+    drawing = demo.Drawing(model, "rainbow", (192, 128), seed=0, steps=2, settings=settings)
+    for _ in range(2):
+        drawing.advance()
     planned = {(math.prod(p.grid), math.prod(p.kept)) for p in plan(model.unet, (16, 24), settings)}
     assert {(queries, keys) for queries, keys in seen if keys != PROMPT_TOKENS} == planned

@@ -12,7 +12,8 @@ import argparse
 
 import torch
 
-from lab.benchmarks import controlnet, fidelity, kernels, overhead, redundancy, reference, report, speed
+from lab.benchmarks import controlnet, depths, fidelity, kernels, overhead, redundancy, reference, report, speed
+from lab.model.emoji import UNET_FILES
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,8 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
     kernels.main(["--dtype", "fp16" if on_gpu else "bf16"])
     speed.main(["--sizes", "4096", "--dtype", "bf16", "--rounds", "3" if on_gpu else "1"])
     controlnet.main([])
-    fidelity.main([])
-    redundancy.main([])
+    for model in (name for name, file in UNET_FILES.items() if file.exists()):
+        fidelity.main(["--model", model])
+        redundancy.main(["--model", model])
+        depths.main(["--model", model])
     report.main([])
 
 

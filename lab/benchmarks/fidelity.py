@@ -1,6 +1,6 @@
 """How much an image changes for how much speed: ToDo and token merging on the trained model, against dense.
 
-    python -m lab.benchmarks.fidelity [--size 512] [--samplers "DPM++ 2M" "Euler a"] [--steps 20 8 4]
+    python -m lab.benchmarks.fidelity [--model sd15] [--size 512] [--samplers "DPM++ 2M" "Euler a"] [--steps 20 8 4]
         [--lcm-steps 4] [--img2img-steps 20] [--hires-steps 20 8] [--prompts 25]
 
 Each prompt has a seed of its own, with which it is drawn dense and then by every method: by each sampler with each
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import math
 import re
 import statistics
@@ -41,10 +42,11 @@ from lab.benchmarks.methods import DENSE, Method, counted, first_step, inline, t
 from lab.benchmarks.samplers import SAMPLERS, Progress, sample, shortened
 from lab.benchmarks.speed import SIZES, clock, paper_settings
 from lab.benchmarks.store import RESULTS, Store
-from lab.benchmarks.unets import SD15, Layout
+from lab.benchmarks.unets import SD15, SDXL, Layout
 from lab.charts import save_chart
 from lab.demo.sheet import save_sheet
-from lab.model.emoji import CHECKPOINT, LARGE_SIZE, Emoji, load
+from lab.model.emoji import SIZES as MODEL_SIZES
+from lab.model.emoji import UNET_FILES, Emoji, load
 from lab.model.parts import LATENT_SCALE
 from lab.model.pictures import CAPTIONS
 from todo_lib import Settings, Step
@@ -52,6 +54,8 @@ from todo_lib.grid import Grid
 
 # In such an order that the first few are emoji and photographs.
 PROMPTS = [list(CAPTIONS.values())[7 * i % len(CAPTIONS)] for i in range(len(CAPTIONS))]
+PREFIXES = {"sd15": "", "sdxl": "SDXL's layout, "}  # of the names of results
+LAYOUTS = {"sd15": SD15, "sdxl": SDXL}  # that the models are small ones of
 GUIDANCE = 2.0
 STRENGTH = 0.5  # of the hires pass and of img2img
 SHOWN_PROMPTS = PROMPTS[:4]
@@ -77,18 +81,21 @@ def stand_ins(steps: int, layout: Layout = SD15) -> dict[int, tuple[Settings, Se
     return found
 
 
-def curves(steps: int, latent_size: Grid, step: Callable[[], Step] = first_step) -> dict[str, list[Method]]:
+def curves(
+    steps: int, latent_size: Grid, step: Callable[[], Step] = first_step, layout: Layout = SD15
+) -> dict[str, list[Method]]:
     """Name of a curve in the chart -> the methods on it, from weak to strong.
 
     steps: of the pass.
     latent_size: (H, W).
     step: see `todo_lib.Patch`.
+    layout: that the model is a small one of.
     """
-    papers, defaults = zip(*stand_ins(steps).values(), strict=True)
+    papers, defaults = zip(*stand_ins(steps, layout).values(), strict=True)
     return {
         PAPER: [inline(settings, latent_size) for settings in papers],
         MOVING: [todo(settings, step) for settings in defaults],
-        MERGED: [tome(0.75)],
+        MERGED: [tome(0.75, largest=1 if layout.transformers[0] else 2)],
     }
 
 
@@ -101,6 +108,7 @@ class Scenario:
     steps: of the sampler's schedule.
     hires: whether it is a hires pass: the last of these steps alone, from an image drawn at half the size and enlarged.
     img2img: whether it is the last of these steps alone, from an image drawn at this size.
+    model: whose layout the U-Net has, a name in `LAYOUTS`.
     """
 
     size: int
@@ -108,11 +116,12 @@ class Scenario:
     steps: int
     hires: bool = False
     img2img: bool = False
+    model: str = "sd15"
 
     @property
     def name(self) -> str:
         """The name of the scenario in results, charts and tables."""
-        size = f"{self.size} px"
+        size = f"{PREFIXES[self.model]}{self.size} px"
         size += f" from {self.size // 2}" if self.hires else ", img2img" if self.img2img else ""
         steps = f"{self.steps} steps" if self.made == self.steps else f"{self.made} of {self.steps} steps"
         return f"{size}, {self.sampler}, {steps}, " + (
@@ -145,7 +154,7 @@ class Scenario:
             return Scenario(self.size, self.sampler, self.steps).draw(model, prompt)
         if not self.hires:
             return None
-        first = Scenario(self.size // 2, self.sampler, self.steps).draw(model, prompt)
+        first = Scenario(self.size // 2, self.sampler, self.steps, model=self.model).draw(model, prompt)
         return F.interpolate(first, scale_factor=2, mode="bilinear")
 
     def draw(
@@ -180,27 +189,25 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("lcm_steps", "img2img_steps", "hires_steps"):
         for steps in vars(options)[name]:
             check_count(parser, f"--{name.replace('_', '-')}", steps)
-    first = [Scenario(options.size, name, steps) for steps in options.steps for name in options.samplers]
-    first += [Scenario(options.size, "LCM", steps) for steps in options.lcm_steps]
-    first += [
-        Scenario(options.size, name, steps, img2img=True)
-        for steps in options.img2img_steps
-        for name in options.samplers
-    ]
-    hires = [
-        Scenario(2 * options.size, name, steps, True) for steps in options.hires_steps for name in options.samplers
-    ]
+
+    def scenarios_of(samplers: list[str], numbers: list[int], size: int = options.size, **kind: bool) -> list[Scenario]:
+        return [Scenario(size, name, steps, **kind, model=options.model) for steps in numbers for name in samplers]
+
+    first = scenarios_of(options.samplers, options.steps) + scenarios_of(["LCM"], options.lcm_steps)
+    first += scenarios_of(options.samplers, options.img2img_steps, img2img=True)
+    hires = scenarios_of(options.samplers, options.hires_steps, 2 * options.size, hires=True)
     scenarios = first + hires
-    sheets = {first[0]: "fidelity-pictures.webp"} if first else {}
+    stem = "fidelity-pictures" if options.model == "sd15" else f"fidelity-pictures-{options.model}"
+    sheets = {first[0]: f"{stem}.webp"} if first else {}
     if hires:
-        sheets[hires[0]] = "fidelity-pictures-hires.webp"
-    store, model = Store(options.results / "fidelity.json"), load()
+        sheets[hires[0]] = f"{stem}-hires.webp"
+    store, model = Store(results_file(options.results, "fidelity", options.model)), load(options.model)
     for scenario in scenarios:
-        pictures = options.results / "pictures" / f"{weights()}-{scenario.name}"
+        pictures = options.results / "pictures" / f"{weights(options.model)}-{scenario.name}"
         measure(model, PROMPTS[: options.prompts], scenario, store, pictures)
         if scenario in sheets:
             sheet(store.results[scenario.name], pictures, scenario, options.results / sheets[scenario])
-    chart(store.results, options.results / "fidelity.png")
+    chart(all_results(options.results, "fidelity"), options.results / "fidelity.png")
     print(table(store.results))
 
 
@@ -208,7 +215,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments of all benchmarks that draw images."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--size", type=int, default=LARGE_SIZE, help="pixels a side, a multiple of 64")
+    sizes = ", ".join(f"{size.large} ({model})" for model, size in MODEL_SIZES.items())
+    add("--model", choices=MODEL_SIZES, default="sd15", help="whose layout the U-Net has")
+    add("--size", type=int, help=f"pixels a side, a multiple of 64; if not given: {sizes}")
     add("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts that the model knows")
     add("--results", type=Path, default=RESULTS, help="folder")
     return parser
@@ -217,6 +226,8 @@ def parser_of(description: str) -> argparse.ArgumentParser:
 def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The options. One that is not allowed ends the program."""
     options = parser.parse_args(arguments)
+    if options.size is None:
+        options.size = MODEL_SIZES[options.model].large
     check_size(parser, "--size", options.size)
     for steps in [options.steps] if isinstance(options.steps, int) else options.steps:
         check_count(parser, "--steps", steps)
@@ -225,23 +236,46 @@ def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
     return options
 
 
-def weights() -> str:
-    """The first digits of the SHA-256 of the model's file."""
-    return hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()[:12]
+def weights(model: str) -> str:
+    """The first digits of the SHA-256 of the file with this model's U-Net."""
+    return hashlib.sha256(UNET_FILES[model].read_bytes()).hexdigest()[:12]
 
 
-def open_cell(store: Store, key: str) -> dict:
+def results_file(folder: Path, benchmark: str, model: str) -> Path:
+    """The file with a benchmark's results of this model. Each has its own, for they may be of different machines."""
+    return folder / (f"{benchmark}.json" if model == "sd15" else f"{benchmark}-{model}.json")
+
+
+def all_results(folder: Path, benchmark: str) -> dict:
+    """The results of a benchmark of all models that it was run with, one after the other."""
+    files = (results_file(folder, benchmark, model) for model in MODEL_SIZES)
+    found = (json.loads(file.read_text(encoding="utf-8"))["results"] for file in files if file.exists())
+    return {key: cell for results in found for key, cell in results.items()}
+
+
+def open_cell(store: Store, key: str, model: str) -> dict:
     """The results under this key, prompt -> method -> figures. Results of other weights are dropped."""
-    store.results = {name: found for name, found in store.results.items() if found["weights"] == weights()}
-    return store.results.setdefault(key, {"weights": weights(), "prompts": {}})["prompts"]
+    there = weights(model)
+    store.results = {name: found for name, found in store.results.items() if found["weights"] == there}
+    return store.results.setdefault(key, {"weights": there, "prompts": {}})["prompts"]
 
 
-def measure(model: Emoji, prompts: list[str], scenario: Scenario, store: Store, pictures: Path) -> None:
-    """Draw and measure what the store lacks; keep in the folder `pictures` the images that are shown."""
-    cell = open_cell(store, scenario.name)
+def measure(
+    model: Emoji,
+    prompts: list[str],
+    scenario: Scenario,
+    store: Store,
+    pictures: Path,
+    choose: Callable[[Scenario, Progress], dict[str, Method]] | None = None,
+) -> None:
+    """Draw and measure what the store lacks; keep in the folder `pictures` the images that are shown.
+
+    choose: what is compared, `methods_of` if not given.
+    """
+    cell = open_cell(store, scenario.name, scenario.model)
     pictures.mkdir(parents=True, exist_ok=True)
     progress = Progress()
-    methods, shown = methods_of(scenario, progress), shown_methods(scenario.name)
+    methods, shown = (choose or methods_of)(scenario, progress), shown_methods(scenario.name)
     wanted = {prompt: missing(prompt, cell, [*methods], shown, pictures) for prompt in prompts}
     if not any(wanted.values()):
         return
@@ -270,7 +304,7 @@ def measure(model: Emoji, prompts: list[str], scenario: Scenario, store: Store, 
 
 def methods_of(scenario: Scenario, progress: Progress) -> dict[str, Method]:
     """Name -> method, for all that are compared."""
-    found = curves(scenario.made, scenario.latent_size, lambda: progress.step)
+    found = curves(scenario.made, scenario.latent_size, lambda: progress.step, LAYOUTS[scenario.model])
     return {method.name: method for method in itertools.chain(*found.values())}
 
 
@@ -373,7 +407,7 @@ def table(results: dict) -> str:
     parts = []
     for key, cell in results.items():
         rows = [
-            f"{key}; {_medians(cell)}, in brackets the least and the greatest",
+            f"{key}; {medians(cell)}, in brackets the least and the greatest",
             "",
             "| method | queries x keys, depth 1 | times as fast | latent error | PSNR, dB | SSIM | high frequencies |",
             "|---|---|---|---|---|---|---|",
@@ -397,12 +431,15 @@ def _spread(values, digits: int, unit: str = "") -> str:
 
 def verdict(results: dict) -> str:
     """Markdown: the errors of the paper's own factors, of the default and of token merging, scenario by scenario."""
-    heads = [f"as {SD15.name} at {size} px: paper, default" for size in SIZES]
+    heads = [f"as at {size} px: paper, default" for size in SIZES]
     rows = [f"| | {' | '.join(heads)} | token merging 0.75 |", "|---" * (2 + len(heads)) + "|"]
     for key, cell in results.items():
         found = summary(cell)
         errors = {name: f"{100 * values['error'][0]:.1f} %" for name, values in found.items()}
-        texts = [", ".join(errors.get(name, "–") for name in names) for names in compared(key).values()]
+        by_size = compared(key)
+        texts = [
+            ", ".join(errors.get(name, "–") for name in by_size[size]) if size in by_size else "–" for size in SIZES
+        ]
         rows.append(
             f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join([*texts, errors.get('ToMe 0.75', '–')])} |"
         )
@@ -414,11 +451,14 @@ def criterion(results: dict) -> str:
 
     Error and seconds are those of the default as a share of the paper's, prompt by prompt.
     """
-    heads = [f"as {SD15.name} at {size} px: error | seconds" for size in SIZES]
+    heads = [f"as at {size} px: error | seconds" for size in SIZES]
     rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + 2 * len(heads)) + "|"]
     for key, cell in results.items():
+        by_size = compared(key)
         texts = [
-            _spread(ratios(cell, *names, of), 2) for names in compared(key).values() for of in ("error", "seconds")
+            _spread(ratios(cell, *by_size[size], of), 2) if size in by_size else "–"
+            for size in SIZES
+            for of in ("error", "seconds")
         ]
         rows.append(f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join(texts)} |")
     return "\n".join(rows)
@@ -428,13 +468,19 @@ def compared(key: str) -> dict[int, tuple[str, str]]:
     """Pixels a side -> names of the methods with the paper's own factors and with the default's, in this scenario."""
     return {
         size: (inline(papers, (0, 0)).name, todo(default).name)
-        for size, (papers, default) in stand_ins(steps_made(key)).items()
+        for size, (papers, default) in stand_ins(steps_made(key), layout_of(key)).items()
     }
 
 
 def names_of(key: str) -> dict[str, list[str]]:
     """Name of a curve in the chart -> names of the methods on it in this scenario's results."""
-    return {curve: [m.name for m in methods] for curve, methods in curves(steps_made(key), (0, 0)).items()}
+    found = curves(steps_made(key), (0, 0), layout=layout_of(key))
+    return {curve: [m.name for m in methods] for curve, methods in found.items()}
+
+
+def layout_of(key: str) -> Layout:
+    """The layout of the model in the scenario of this name."""
+    return SDXL if key.startswith(PREFIXES["sdxl"]) else SD15
 
 
 def steps_made(key: str) -> int:
@@ -459,7 +505,8 @@ def _short(key: str) -> str:
     return key.removesuffix(f", guidance {GUIDANCE:g}")
 
 
-def _medians(cell: dict) -> str:
+def medians(cell: dict) -> str:
+    """Of how many prompts the figures of a cell are."""
     count = len(cell["prompts"])
     return "one prompt" if count == 1 else f"medians of {count} prompts"
 
@@ -483,7 +530,7 @@ def chart(results: dict, path: Path) -> None:
             for name, point in points.items():
                 place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 ax.annotate(name.split(maxsplit=1)[1], point, color=f"C{i}", **place)
-        ax.set(title=f"{key}; {_medians(cell)}", ylim=(0, None))
+        ax.set(title=f"{key}; {medians(cell)}", ylim=(0, None))
         ax.set(
             xlabel="times as fast as dense (U-Net call)",
             ylabel="error of the final latent, % of its norm",

@@ -1,6 +1,6 @@
 """How much alike neighbouring tokens are in the trained model, which is the premise of ToDo.
 
-    python -m lab.benchmarks.redundancy [--size 512] [--steps 20] [--prompts 16]
+    python -m lab.benchmarks.redundancy [--model sd15] [--size 512] [--steps 20] [--prompts 16]
 
 Each prompt is drawn dense. At every step, the tokens that each self-attention takes its keys and values from are
 compared by cosine similarity: neighbours with each other, and any two tokens of the same grid. A run that was stopped
@@ -25,7 +25,16 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 from tqdm import tqdm
 
-from lab.benchmarks.fidelity import GUIDANCE, PROMPTS, checked, open_cell, parser_of
+from lab.benchmarks.fidelity import (
+    GUIDANCE,
+    PREFIXES,
+    PROMPTS,
+    all_results,
+    checked,
+    open_cell,
+    parser_of,
+    results_file,
+)
 from lab.benchmarks.store import Store
 from lab.charts import save_chart
 from lab.model.emoji import Emoji, load
@@ -38,10 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     options = checked(parser, arguments)
-    store = Store(options.results / "redundancy.json")
-    cell = open_cell(store, f"{options.size} px, {options.steps} steps, guidance {GUIDANCE:g}")
-    measure(load(), PROMPTS[: options.prompts], options.size, options.steps, store, cell)
-    chart(store.results, options.results / "redundancy.png")
+    store = Store(results_file(options.results, "redundancy", options.model))
+    name = f"{PREFIXES[options.model]}{options.size} px, {options.steps} steps, guidance {GUIDANCE:g}"
+    cell = open_cell(store, name, options.model)
+    measure(load(options.model), PROMPTS[: options.prompts], options.size, options.steps, store, cell)
+    chart(all_results(options.results, "redundancy"), options.results / "redundancy.png")
     print(table(store.results))
 
 

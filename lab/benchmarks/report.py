@@ -23,14 +23,13 @@ import matplotlib.pyplot as plt
 
 from lab import charts
 from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
-from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, paper_settings, ratio
+from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
-from todo_lib import Settings
+from lab.model.emoji import SIZES as MODEL_SIZES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-USUAL = re.compile(r"DPM\+\+ 2M, .*20 steps")  # the scenarios of the README's chart
 CHART = RESULTS / "speed.png"
 DEFAULT = tuple(f"default, {steps} steps" for steps in STEPS)  # roles
 LINES = {  # role -> its line in the chart
@@ -55,11 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     save_chart(load("speed")["results"])
-    results = load("fidelity")["results"]
+    results = fidelity.all_results(RESULTS, "fidelity")
     fidelity.chart(results, RESULTS / "fidelity.png")
-    shown = {key: cell for key, cell in results.items() if USUAL.search(key)}
-    fidelity.chart(shown, RESULTS / "fidelity-usual.png")
-    redundancy.chart(load("redundancy")["results"], RESULTS / "redundancy.png")
+    redundancy.chart(fidelity.all_results(RESULTS, "redundancy"), RESULTS / "redundancy.png")
 
 
 def load(name: str) -> dict:
@@ -194,19 +191,22 @@ def speed() -> str:
 
 
 def pace() -> str:
-    """The time of the default as a share of that of the paper's own factors, measured and by count of multiply-adds."""
+    """The time of the default as a share of that of the paper's own factors, by count and as far as it was measured."""
     results = load("speed")["results"]
-    heads = [f"{role}: {way}" for role in DEFAULT for way in ("measured", "by count")]
+    heads = [f"{role}: {way}" for role in DEFAULT for way in ("by count", "measured")]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for model, layout in LAYOUTS.items():
-        for key, cell in cells(results, model).items():
-            size, texts = size_of(key), []
-            papers = by_count.left(layout, size, paper_settings(layout, size))[1]
-            for role, steps in zip(DEFAULT, STEPS, strict=True):
-                share = median(cell, role) / median(cell, "paper")
-                work = by_count.left(layout, size, Settings(enabled=True), steps)[1] / papers
-                texts += ["–" if math.isnan(share) else f"{share:.2f}", f"{work:.2f}"]
-            lines.append(f"| {model}, {key} | {' | '.join(texts)} |")
+        found = cells(results, model)
+        for size in SIZES:
+            by_work, texts = by_count.times(layout, size), []
+            for role in DEFAULT:
+                shares = [
+                    f"{ratio(cell, 'paper') / ratio(cell, role):.2f} ({key.rpartition(' ')[2]})"
+                    for key, cell in found.items()
+                    if size_of(key) == size and not math.isnan(ratio(cell, role))
+                ]
+                texts += [f"{by_work['paper'] / by_work[role]:.2f}", ", ".join(shares) or "–"]
+            lines.append(f"| {model}, {size} px | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -279,6 +279,13 @@ def controlnet() -> str:
     return "\n".join(lines)
 
 
+def drawn(benchmark: str, table: Callable[[dict], str]) -> str:
+    """The tables of a benchmark that draws images with the trained models, and where its figures were made."""
+    files = [fidelity.results_file(RESULTS, benchmark, model) for model in MODEL_SIZES]
+    machines = dict.fromkeys(machine(file.stem) for file in files if file.exists())
+    return "\n\n".join([*machines, table(fidelity.all_results(RESULTS, benchmark))])
+
+
 TABLES = {
     "overview": overview,
     "speed": speed,
@@ -287,14 +294,14 @@ TABLES = {
     "hooks": hooks,
     "controlnet": controlnet,
     "reference": reference,
-    "fidelity": lambda: f"{machine('fidelity')}\n\n{fidelity.table(load('fidelity')['results'])}",
-    "verdict": lambda: fidelity.verdict(load("fidelity")["results"]),
-    "criterion": lambda: fidelity.criterion(load("fidelity")["results"]),
+    "fidelity": lambda: drawn("fidelity", fidelity.table),
+    "verdict": lambda: fidelity.verdict(fidelity.all_results(RESULTS, "fidelity")),
+    "criterion": lambda: fidelity.criterion(fidelity.all_results(RESULTS, "fidelity")),
     "pace": pace,
     "counted share": by_count.share_table,
     "counted speed": by_count.speed_table,
     "kernels": lambda: f"{machine('kernels')}\n\n{kernels.table(load('kernels')['results'])}",
-    "redundancy": lambda: f"{machine('redundancy')}\n\n{redundancy.table(load('redundancy')['results'])}",
+    "redundancy": lambda: drawn("redundancy", redundancy.table),
 }
 
 

@@ -9,7 +9,6 @@ import platform
 import re
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +17,22 @@ from tqdm import tqdm
 
 from lab.demo.machine import processor
 from lab.demo.sheet import save_sheet
-from lab.model.emoji import LARGE_SIZE, NATIVE_SIZE, Emoji, load, made_steps
+from lab.model.emoji import SIZES, Emoji, enlarged, load, made_steps
 from lab.model.pictures import CAPTIONS
-from todo_lib import DepthPlan, Patch, Report, Settings, SettingsError, Step, plan
+from todo_lib import DepthPlan, Patch, Settings, SettingsError, Step, plan
 from todo_lib.webui.infotext import to_infotext
 
 OUTPUT = Path(__file__).parent / "output"
 DENSE = Settings(enabled=False)
+LAYOUTS = {"sd15": "", "sdxl": " with SDXL's layout"}  # what is said of a model
 SIZE_STEP = 64  # a latent pixel is 8 pixels wide, and the U-Net halves the latent 3 times
 DIFFERENCE_SCALE = 4  # differences are shown this much stronger than they are
 LONGEST_NAME = 100  # letters that prompts may take in the name of a file
 
 
-@dataclass
-class Drawn:
-    """A sampling.
-
-    latent: (1, 4, H/8, W/8).
-    seconds: the time that it took.
-    report: what the patch has done to it.
-    """
-
-    latent: torch.Tensor
-    seconds: float
-    report: Report
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _options(parser, arguments)
     try:
         settings = _settings(options)
     except SettingsError as error:
@@ -62,23 +48,20 @@ def main(arguments: list[str] | None = None) -> None:
         width, height = 2 * width, 2 * height
         passes.append(("hires pass", (width, height), made_steps(options.steps)))
 
-    print(f"Emoji model, {width}x{height} px, {options.steps} steps, seed {options.seed}")
-    print(_machine(), end="\n\n", flush=True)
-    model = load()
-    for label, (w, h), _ in passes:
+    print(f"Emoji model{LAYOUTS[options.model]}, {width}x{height} px, {options.steps} steps, seed {options.seed}")
+    print(f"{_machine()}\nDense and ToDo take their steps in turns. Times are those of the steps.\n", flush=True)
+    model = load(options.model)
+    for label, (w, h), steps in passes:
         if label:
             print(f"{label}, {w}x{h} px")
-        print(_table(plan(model.unet, (h // 8, w // 8), settings)), flush=True)
+        print(_table(plan(model.unet, (h // 8, w // 8), settings, steps)), flush=True)
 
     factor = f"{settings.factor:g}" if settings.factor else "auto"
     rows = {}
     with tqdm(total=2 * sum(steps for *_, steps in passes) * len(options.prompts), unit="step") as bar:
-        draw(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE)  # a first call is slower
+        Drawing(model, options.prompts[0], (SIZE_STEP, SIZE_STEP), 0, 1, DENSE).advance()  # a first call is slower
         for prompt in options.prompts:
-            dense, todo = (
-                draw_passes(model, prompt, passes, options, s, bar, f"{prompt}, {name}")
-                for name, s in (("dense", DENSE), ("ToDo", settings))
-            )
+            dense, todo = draw_in_turns(model, prompt, passes, options, settings, bar)
             ratio = sum(d.seconds for d in dense) / sum(t.seconds for t in todo)
             difference = 100 * ((todo[-1].latent - dense[-1].latent).norm() / dense[-1].latent.norm()).item()
             with bar.external_write_mode(file=sys.stdout):
@@ -99,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             ]
 
     sheet = options.output / _sheet_name(parser, options)
-    title = f"ToDo at {width}×{height} px, factor {factor}"
+    title = f"ToDo{LAYOUTS[options.model]} at {width}×{height} px, factor {factor}"
     infotext = ", ".join(f"{key}: {value}" for key, value in to_infotext(settings).items())
     note = f"{infotext} · {options.steps} steps, seed {options.seed}\n{_machine()}"
     save_sheet(sheet, title, note, rows)
@@ -109,63 +92,81 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nPictures: {sheet.relative_to(here) if sheet.is_relative_to(here) else sheet}")
 
 
-def draw_passes(
+class Drawing:
+    """A sampling that is made step by step, without ToDo where the settings are not enabled.
+
+    size: (width, height) in pixels, multiples of 64.
+    steps: as asked for; a hires pass makes fewer.
+    seed: of the noise that the image begins with.
+    first: the latent of a smaller image, of which this is the hires pass.
+
+    seconds: the time that the steps have taken so far.
+    latent: (1, 4, H/8, W/8), when all are made.
+    report: what the patch has done.
+    """
+
+    def __init__(
+        self,
+        model: Emoji,
+        prompt: str,
+        size: tuple[int, int],
+        seed: int,
+        steps: int,
+        settings: Settings,
+        first: torch.Tensor | None = None,
+    ):
+        noise = model.noise(size, seed)
+        self.seconds = 0.0
+        self.latent: torch.Tensor | None = None
+        self._unet = model.unet
+        self._enabled = settings.enabled
+        self._sampling = model.sampling([prompt], noise, steps, first=None if first is None else enlarged(first, noise))
+        self._step = Step(0, next(self._sampling))  # what comes before the first step
+        made = steps if first is None else made_steps(steps)
+        self._patch = Patch(model.unet, settings, lambda: self._step, made, tuple(noise.shape[2:]))
+        self.report = self._patch.report
+
+    def advance(self) -> None:
+        """Make the next step. Nothing of the patch is left on the U-Net afterwards."""
+        with self._patch if self._enabled else contextlib.nullcontext():
+            if self._enabled:
+                self._patch.before_unet(self._unet)
+            begin = time.perf_counter()
+            try:
+                self._step = Step(self._step.number + 1, next(self._sampling))
+            except StopIteration as end:
+                self.latent = end.value
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+
+def draw_in_turns(
     model: Emoji,
     prompt: str,
     passes: list[tuple[str, tuple[int, int], int]],
     options: argparse.Namespace,
     settings: Settings,
     bar: tqdm,
-    title: str,
-) -> list[Drawn]:
-    """Text to image, and the hires pass of what it drew where there is one."""
-    drawn = []
-    for label, size, _ in passes:
-        bar.set_description(f"{title}, {label}" if label else title)
-        first = drawn[-1].latent if drawn else None
-        drawn.append(draw(model, prompt, size, options.seed, options.steps, settings, bar, first))
+) -> tuple[list[Drawing], list[Drawing]]:
+    """The passes drawn dense, and with ToDo.
+
+    Their steps are made in turns, so that other work on the machine slows both alike: run one after the other, ToDo
+    looked slower than dense where other programs ran meanwhile.
+    """
+    drawn: tuple[list[Drawing], list[Drawing]] = ([], [])
+    for label, size, steps in passes:
+        bar.set_description(f"{prompt}, {label}" if label else prompt)
+        for one, chosen in zip(drawn, (DENSE, settings), strict=True):
+            first = one[-1].latent if one else None
+            one.append(Drawing(model, prompt, size, options.seed, options.steps, chosen, first))
+        for i in range(steps):
+            for one in drawn if i % 2 == 0 else reversed(drawn):
+                one[-1].advance()
+                bar.update()
     return drawn
 
 
-def draw(
-    model: Emoji,
-    prompt: str,
-    size: tuple[int, int],
-    seed: int,
-    steps: int,
-    settings: Settings,
-    bar: tqdm | None = None,
-    first: torch.Tensor | None = None,
-) -> Drawn:
-    """Draw the latent of an image, without ToDo where the settings are not enabled.
-
-    size: (width, height) in pixels, multiples of 64.
-    seed: of the noise that the image begins with.
-    bar: goes on by one with each step.
-    first: the latent of a smaller image, of which this is the hires pass.
-    """
-    step = Step(0, 0.0)
-
-    def begin_step(share: float) -> None:
-        nonlocal step
-        if bar is not None and share > 0:
-            bar.update()
-        step = Step(step.number + 1 if share else 0, share)
-
-    patch = Patch(model.unet, settings, lambda: step)
-    with patch if settings.enabled else contextlib.nullcontext():
-        begin = time.perf_counter()
-        if first is None:
-            latent = model.sample([prompt], model.noise(size, seed), steps, progress=begin_step)
-        else:
-            latent = model.refine([prompt], first, size, seed, steps=steps, progress=begin_step)
-        seconds = time.perf_counter() - begin
-    if bar is not None:
-        bar.update()
-    return Drawn(latent, seconds, patch.report)
-
-
-def _times(drawn: list[Drawn]) -> str:
+def _times(drawn: list[Drawing]) -> str:
     """The seconds of each pass."""
     return " + ".join(f"{d.seconds:.3g}" for d in drawn) + " s"
 
@@ -183,9 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"The model knows these prompts: {_known()}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    sizes = ", ".join(f"{size.large} ({model})" for model, size in SIZES.items())
     add = parser.add_argument
     add("prompts", nargs="*", type=_prompt, default=["red apple"], metavar="PROMPT", help="what to draw, see below")
-    add("--size", type=_size, default=str(LARGE_SIZE), help=f"pixels, N or WxH; learned: {NATIVE_SIZE} to {LARGE_SIZE}")
+    add("--model", choices=SIZES, default="sd15", help="whose layout the U-Net has")
+    add("--size", type=_size, default=argparse.SUPPRESS, help=f"pixels, N or WxH; if not given: {sizes}")
     add("--hires", action="store_true", help="a hires pass follows, to twice the size")
     add("--factor", type=_number, default=2, help="downsample factor at depth 1, 1 to 8; 0: chosen from the size")
     add("--max-depth", type=_number, default=Settings.max_depth, help="depths that are downsampled, 1 to 4")
@@ -200,6 +203,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with the size that the model has learned where none was given."""
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "size"):
+        options.size = (SIZES[options.model].large,) * 2
+    return options
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     names = ("factor", "max_depth", "start", "end", "deeper_factor")
     return Settings(enabled=True, moving=not options.fixed, **{name: getattr(options, name) for name in names})
@@ -210,9 +221,10 @@ def _sheet_name(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     prompts = "+".join(options.prompts).replace(" ", "-")
     if len(prompts) > LONGEST_NAME:
         prompts = f"{len(options.prompts)}-prompts-{hashlib.sha256(prompts.encode()).hexdigest()[:8]}"
-    parts = ["todo", prompts, "x".join(map(str, options.size)), f"factor-{options.factor:g}"]
+    model = [] if options.model == parser.get_default("model") else [options.model]
+    parts = ["todo", *model, prompts, "x".join(map(str, options.size)), f"factor-{options.factor:g}"]
     for name, value in vars(options).items():
-        if name not in ("prompts", "size", "factor", "output", "pair") and value != parser.get_default(name):
+        if name not in ("prompts", "model", "size", "factor", "output", "pair") and value != parser.get_default(name):
             parts.append(name.replace("_", "-") if value is True else f"{name.replace('_', '-')}-{value:g}")
     return "-".join(parts) + ".png"
 

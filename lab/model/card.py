@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,12 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lab.charts import save_chart
-from lab.model.emoji import HIRES_SIZE, LARGE_SIZE, Emoji
+from lab.model.emoji import Emoji
 from lab.model.pictures import CAPTIONS
 
 HERE = Path(__file__).parent
 PICTURES = HERE / "docs" / "pictures.png"  # without loss, for samples are compared with it
 SAMPLES, LARGE, HIRES = (HERE / "docs" / f"{name}.webp" for name in ("samples", "large", "hires"))
+SDXL_SAMPLES, SDXL_HIRES = (HERE / "docs" / f"sdxl-{name}.webp" for name in ("samples", "hires"))
 COLUMNS, CELL = 5, 64
 HIRES_CAPTIONS = ("pig face", "cat face", "frog face", "strawberry", "raccoon", "astronaut", "ginger cat", "rocket")
 HIRES_CELL = 192
@@ -60,30 +62,32 @@ def nearest(picture: torch.Tensor) -> str:
     return list(known)[distances(picture, list(known.values())).argmin()]
 
 
-def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> int:
-    """Draw and save an image of each caption; return how many are nearest to their own training image.
+def save_samples(model: Emoji, path: Path, size: int, cell: int, steps: int) -> dict[str, str]:
+    """Draw and save an image of each caption. Returns caption -> that of the training image that is nearest.
 
     size: pixels a side that are drawn.
     cell: pixels a side that are shown.
     """
     drawn = {text: model.draw([text], (size, size), steps=steps)[0] for text in CAPTIONS.values()}
     save_sheet(path, list(drawn.values()), cell=cell)
-    return sum(nearest(picture) == text for text, picture in drawn.items())
+    return {text: nearest(picture) for text, picture in drawn.items()}
 
 
-def save_hires(model: Emoji, path: Path, steps: int) -> int:
-    """Draw and save some hires passes, each with a part of it at full size; return how many are nearest to their own
-    training image.
+def save_hires(model: Emoji, path: Path, steps: int, captions: Iterable[str] = HIRES_CAPTIONS) -> dict[str, str]:
+    """Draw hires passes of these captions, and save some, each with a part of it at full size.
+
+    Returns caption -> that of the training image that is nearest, for all captions.
     """
-    small, large = (LARGE_SIZE, LARGE_SIZE), (HIRES_SIZE, HIRES_SIZE)
+    small, large = (model.sizes.large,) * 2, (model.sizes.hires,) * 2
     whole = {}
-    for text in HIRES_CAPTIONS:
+    for text in captions:
         latents = model.refine([text], model.sample([text], model.noise(small, 0), steps), large, steps=steps)
         whole[text] = model.decode(latents)[0]
-    near = (HIRES_SIZE - HIRES_CELL) // 2
-    parts = [picture[near:, near:][:HIRES_CELL, :HIRES_CELL].contiguous() for picture in whole.values()]
-    save_sheet(path, [*whole.values(), *parts], columns=len(whole), cell=HIRES_CELL)
-    return sum(nearest(picture) == text for text, picture in whole.items())
+    near = (model.sizes.hires - HIRES_CELL) // 2
+    shown = [whole[text] for text in HIRES_CAPTIONS]
+    parts = [picture[near:, near:][:HIRES_CELL, :HIRES_CELL].contiguous() for picture in shown]
+    save_sheet(path, [*shown, *parts], columns=len(shown), cell=HIRES_CELL)
+    return {text: nearest(picture) for text, picture in whole.items()}
 
 
 def save_loss(work: Path) -> None:
@@ -105,5 +109,6 @@ def save_loss(work: Path) -> None:
 LOSSES = {
     "autoencoder": (HERE / "docs" / "loss-decoder.png", "Decoder: mean absolute difference"),
     "unet": (HERE / "docs" / "loss-unet.png", "U-Net: squared error of the predicted velocity"),
+    "sdxl-unet": (HERE / "docs" / "loss-sdxl-unet.png", "U-Net of SDXL's layout: the same"),
     "finish": (HERE / "docs" / "loss-finish.png", "The same in the last stage, of weak captions above all"),
 }

@@ -2,13 +2,14 @@
 
 from lab.model.emoji import load
 pictures = load().draw(["red apple"], seed=1)
+pictures = load("sdxl").draw(["red apple"], seed=1)  # with the U-Net of SDXL's layout
 """
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from lab.model.tokens import Tokenizer
 
 HERE = Path(__file__).parent
 CHECKPOINT, CONFIG, TOKENIZER = HERE / "emoji.safetensors", HERE / "emoji.yaml", HERE / "emoji"
+# Where the U-Net of each layout is. All else is in the checkpoint.
+UNET_FILES = {"sd15": CHECKPOINT, "sdxl": HERE / "emoji-sdxl.safetensors"}
 PREFIXES = {  # in checkpoints of Stable Diffusion 1.x
     "unet": "model.diffusion_model.",
     "autoencoder": "first_stage_model.",
@@ -39,14 +42,32 @@ NATIVE_SIZE, LARGE_SIZE, HIRES_SIZE = 256, 512, 1024
 HIRES_STRENGTH = 0.5  # denoising strength: the hires pass begins in the middle of the noise schedule
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Pixels a side of the pictures that a model has learned to draw.
+
+    native: the smallest.
+    large: at which text to image ends and a hires pass begins.
+    hires: of the hires pass, twice the large one.
+    """
+
+    native: int
+    large: int
+    hires: int
+
+
+SIZES = {"sd15": Sizes(NATIVE_SIZE, LARGE_SIZE, HIRES_SIZE), "sdxl": Sizes(384, 384, 768)}
+
+
 @dataclass
 class Emoji:
-    """The model: its three networks and its tokenizer."""
+    """The model: its three networks, its tokenizer, and the sizes that it has learned."""
 
     unet: torch.nn.Module
     autoencoder: Autoencoder
     text_encoder: TextEncoder
     tokenizer: Tokenizer
+    sizes: Sizes
 
     @torch.inference_mode()
     def prompts(self, texts: list[str]) -> torch.Tensor:
@@ -59,7 +80,6 @@ class Emoji:
         shape = (count, LATENT_CHANNELS, height // LATENT_SCALE, width // LATENT_SCALE)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    @torch.inference_mode()
     def sample(
         self,
         texts: list[str],
@@ -77,6 +97,23 @@ class Emoji:
         first: latents of the same shape to begin from, with noise on them, as image to image does. Then only the last
             steps are made, as many as made_steps says.
         """
+        sampling = self.sampling(texts, noise, steps, guidance, first)
+        while True:
+            try:
+                progress(next(sampling))
+            except StopIteration as end:
+                return end.value
+
+    @torch.inference_mode()
+    def sampling(
+        self,
+        texts: list[str],
+        noise: torch.Tensor,
+        steps: int = 20,
+        guidance: float = 2.0,
+        first: torch.Tensor | None = None,
+    ) -> Generator[float, None, torch.Tensor]:
+        """The same step by step: yields what `sample` tells `progress`, and returns the latents."""
         context = torch.cat([self.prompts([""] * len(texts)), self.prompts(texts)])
         alphas = alphas_cumprod()
         times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
@@ -86,7 +123,7 @@ class Emoji:
             latents = alphas[times[0]].sqrt() * first + (1 - alphas[times[0]]).sqrt() * noise
             steps = len(times) - 1
         for i, (time, following) in enumerate(itertools.pairwise(times)):
-            progress(i / steps)
+            yield i / steps
             both = self.unet(latents.repeat(2, 1, 1, 1), time.expand(2 * len(texts)).float(), context)
             without, prompted = both.chunk(2)
             velocity = without + guidance * (prompted - without)
@@ -107,14 +144,21 @@ class Emoji:
     ) -> torch.Tensor:
         """Latents of (width, height) pixels from smaller ones, like the WebUI's hires fix with the upscaler Latent."""
         noise = self.noise(size, seed, len(texts))
-        first = F.interpolate(latents, size=noise.shape[2:], mode="bilinear")
-        return self.sample(texts, noise, first=first, **options)
+        return self.sample(texts, noise, first=enlarged(latents, noise), **options)
 
-    def draw(
-        self, texts: list[str], size: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE), seed: int = 0, **options
-    ) -> torch.Tensor:
-        """One image of (width, height) pixels for each text, (B, H, W, 3) bytes. See `sample` for the options."""
+    def draw(self, texts: list[str], size: tuple[int, int] | None = None, seed: int = 0, **options) -> torch.Tensor:
+        """One image for each text, (B, H, W, 3) bytes.
+
+        size: (width, height) in pixels, multiples of 64; the native one if not given.
+        options: see `sample`.
+        """
+        size = size or (self.sizes.native, self.sizes.native)
         return self.decode(self.sample(texts, self.noise(size, seed, len(texts)), **options))
+
+
+def enlarged(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents of the size of this noise, from smaller ones."""
+    return F.interpolate(latents, size=noise.shape[2:], mode="bilinear")
 
 
 def made_steps(steps: int) -> int:
@@ -122,20 +166,29 @@ def made_steps(steps: int) -> int:
     return max(1, int(HIRES_STRENGTH * steps))
 
 
-def load(path: Path = CHECKPOINT) -> Emoji:
-    """The finished model, in single precision on the CPU."""
+def load(layout: str = "sd15") -> Emoji:
+    """The finished model with the U-Net of this layout, sd15 or sdxl, in single precision on the CPU.
+
+    Raises FileNotFoundError where that U-Net has not been trained yet.
+    """
+    if not UNET_FILES[layout].exists():
+        made = f"python3 dev.py train export --layout {layout} makes it, see lab/model/README.md"
+        raise FileNotFoundError(f"{UNET_FILES[layout]} is not there: {made}")
     tokenizer = Tokenizer.load(TOKENIZER)
     parts = {
-        "unet": make_unet(),
+        "unet": make_unet(layout),
         "autoencoder": Autoencoder(),
         "text_encoder": TextEncoder(len(tokenizer.vocabulary)),
     }
-    tensors = load_file(path)
+    tensors = load_file(CHECKPOINT)
+    if layout != "sd15":
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(PREFIXES["unet"])}
+        tensors |= load_file(UNET_FILES[layout])
     for name, part in parts.items():
         prefix = PREFIXES[name]
         part.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)})
         part.eval().requires_grad_(False)
-    return Emoji(**parts, tokenizer=tokenizer)
+    return Emoji(**parts, tokenizer=tokenizer, sizes=SIZES[layout])
 
 
 def install(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """The three networks of the model, and its checkpoint.
 
 Everything has the names and the layout that Stable Diffusion 1.x has in its checkpoints, only with fewer channels.
+There is a second U-Net with the layout of SDXL's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from todo_lib.unet import spatial_transformers
+
 with contextlib.redirect_stdout(io.StringIO()):  # ldm tells that it found no xformers
     from ldm.modules.attention import CrossAttention
     from ldm.modules.diffusionmodules.model import Decoder, Encoder
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from ldm.modules.diffusionmodules.util import timestep_embedding
 
 LATENT_CHANNELS, LATENT_SCALE = 4, 8  # a latent pixel is 8 pixels wide
 TIMESTEPS, LINEAR_START, LINEAR_END = 1000, 0.00085, 0.0120  # the noise schedule of SD 1.x
@@ -62,6 +66,19 @@ UNET = {
     "use_checkpoint": False,
     "legacy": False,
 }
+# SDXL's three levels, the first without attention. One block a level where SDXL has two, transformers half as deep at
+# 1/4, and the same channels everywhere: more would not fit into 8 MB. After 0, 1 and 2 halvings spatial transformers
+# have so many blocks and heads.
+SDXL_BLOCKS, SDXL_HEADS = (0, 2, 5), (0, 4, 8)
+SDXL_UNET = {
+    **UNET,
+    "attention_resolutions": [4, 2],
+    "channel_mult": [1, 1, 1],
+    "transformer_depth": max(SDXL_BLOCKS),
+    "context_dim": [TEXT["hidden_size"]] * max(SDXL_BLOCKS),
+    "use_linear_in_transformer": True,
+}
+SIZE_WAVES = 64  # width of the embedding of each of the numbers that say what part of a picture is drawn
 
 
 class Autoencoder(nn.Module):
@@ -139,7 +156,11 @@ class FastAttention(CrossAttention):
     """The attention with PyTorch's own fast kernel, like the WebUI's `sdp`.
 
     ldm's plain one holds all scores in memory: gigabytes for large images.
+
+    attend: the kernel.
     """
+
+    attend = staticmethod(F.scaled_dot_product_attention)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None = None, mask=None) -> torch.Tensor:
         context = x if context is None else context
@@ -147,12 +168,50 @@ class FastAttention(CrossAttention):
             tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-def make_unet() -> UNetModel:
-    """The model's U-Net, with weights drawn at random."""
-    unet = UNetModel(**UNET)
+class SDXLUNet(UNetModel):
+    """ldm's U-Net with what SDXL has beside: transformers of several depths, and an embedding of the picture's size."""
+
+    def __init__(self):
+        super().__init__(**SDXL_UNET)
+        for transformer in spatial_transformers(self):
+            blocks, heads = (values[transformer.halvings] for values in (SDXL_BLOCKS, SDXL_HEADS))
+            transformer.module.transformer_blocks = transformer.module.transformer_blocks[:blocks]  # ldm's equal depths
+            for block in transformer.module.transformer_blocks:
+                for attention in (block.attn1, block.attn2):
+                    attention.heads, attention.scale = heads, (attention.to_q.out_features // heads) ** -0.5
+        width = 4 * self.model_channels
+        self.num_classes = "sequential"
+        self.label_emb = nn.Sequential(
+            nn.Sequential(nn.Linear(4 * SIZE_WAVES, width), nn.SiLU(), nn.Linear(width, width))
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        frame: tuple[int, int, int, int] | None = None,
+    ) -> torch.Tensor:
+        """The velocity (B, 4, h, w) in latents x of the same shape.
+
+        context: (B, 77, hidden_size).
+        frame: height and width of the picture that x is a part of, and the part's top and left, in latent pixels. By
+            default x is the whole.
+        """
+        numbers = torch.tensor([*x.shape[2:], 0, 0] if frame is None else frame, dtype=torch.float32)
+        y = timestep_embedding(numbers, SIZE_WAVES).flatten().to(x.dtype).expand(len(x), -1)
+        return super().forward(x, timesteps, [context] * max(SDXL_BLOCKS), y)
+
+
+UNETS = {"sd15": lambda: UNetModel(**UNET), "sdxl": SDXLUNet}
+
+
+def make_unet(layout: str = "sd15") -> UNetModel:
+    """The model's U-Net of this layout, with weights drawn at random."""
+    unet = UNETS[layout]()
     for name, module in unet.named_modules():
         if name.endswith((".attn1", ".attn2")):
             module.__class__ = FastAttention

@@ -1,5 +1,7 @@
 """Train the model on from its first edition: python3 dev.py train unet|finish|autoencoder|export|card, in this order.
 
+With --layout sdxl, a U-Net of SDXL's layout, which begins with parts of the finished model: unet|export|card.
+
 Each stage runs for the given minutes, learning rates follow the share of them that is over, and goes on from its last
 checkpoint where it was stopped. Work files lie in lab/model/work; export writes the finished model.
 """
@@ -21,12 +23,23 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
-from ldm.modules.diffusionmodules.util import GroupNorm32
 from safetensors.torch import save_file
 from torch import nn
 
 from lab.model import card
-from lab.model.emoji import CHECKPOINT, CONFIG, HIRES_SIZE, LARGE_SIZE, NATIVE_SIZE, PREFIXES, TOKENIZER, load
+from lab.model.emoji import (
+    CHECKPOINT,
+    CONFIG,
+    HIRES_SIZE,
+    LARGE_SIZE,
+    NATIVE_SIZE,
+    PREFIXES,
+    SIZES,
+    TOKENIZER,
+    UNET_FILES,
+    Sizes,
+    load,
+)
 from lab.model.parts import (
     AUTOENCODER,
     LATENT_CHANNELS,
@@ -36,7 +49,9 @@ from lab.model.parts import (
     TEXT,
     TIMESTEPS,
     UNET,
+    UNETS,
     Autoencoder,
+    FastAttention,
     TextEncoder,
     alphas_cumprod,
     make_unet,
@@ -50,11 +65,16 @@ WORK = Path(__file__).parent / "work"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.model.train", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
+    parser.add_argument(
+        "--layout", choices=UNETS, default="sd15", help="of the U-Net; sdxl has only a U-Net of its own"
+    )
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--package", type=Path, help="the .tgz of the emoji, fetched with npm if not given")
     options = parser.parse_args()
+    if options.layout == "sdxl" and options.stage not in SDXL_STAGES:
+        parser.error(f"stage {options.stage} is not for the layout sdxl, which has {', '.join(SDXL_STAGES)}")
     torch.set_num_threads(1)
-    GroupNorm32.forward = nn.GroupNorm.forward  # ldm's goes to single precision and back, which takes long
+    FastAttention.attend = staticmethod(attend_in_single)
     WORK.mkdir(exist_ok=True)
     STAGES[options.stage](options)
 
@@ -113,6 +133,12 @@ class Run:
         part.replace(self.path)
 
 
+def attend_in_single(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """PyTorch's attention in single precision: its backward pass for narrow heads takes five times as long in less."""
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+
+
 def learning_rate(share: float, top: float) -> float:
     """The learning rate: up within the first 2 % of the time, then down along a cosine."""
     return top * min(1.0, share / 0.02 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share) + 0.01)
@@ -120,7 +146,7 @@ def learning_rate(share: float, top: float) -> float:
 
 def train_autoencoder(options: argparse.Namespace) -> None:
     """Train the decoder, on whole images. What latents are is given: the encoder is fitted."""
-    latents = read_latents(options.package)
+    latents = read_latents(options.package, SIZES["sd15"])
     pixels = {8 * size: whole_pictures(options.package, 8 * size) for size in latents}
     torch.manual_seed(0)
     model = first_autoencoder()
@@ -168,12 +194,12 @@ def whole_pictures(package: Path | None, size: int) -> torch.Tensor:
     return torch.stack([((on_white(pictures[name], size) + 1) * 127.5).round().byte() for name in CAPTIONS])
 
 
-def read_latents(package: Path | None) -> dict[int, torch.Tensor]:
+def read_latents(package: Path | None, sizes: Sizes) -> dict[int, torch.Tensor]:
     """Size -> latents (captions, 4, size, size): of the native images, the large ones and those of the hires pass."""
-    cache = WORK / "latents.pt"
+    wanted = dict.fromkeys((sizes.native, sizes.large, sizes.hires))
+    cache = WORK / f"latents-{'-'.join(map(str, wanted))}.pt"
     if not cache.exists():
-        sizes = (NATIVE_SIZE, LARGE_SIZE, HIRES_SIZE)
-        torch.save({size // 8: colours(whole_pictures(package, size)) for size in sizes}, cache)
+        torch.save({size // LATENT_SCALE: colours(whole_pictures(package, size)) for size in wanted}, cache)
     return torch.load(cache, weights_only=True)
 
 
@@ -227,9 +253,13 @@ def train_unet(options: argparse.Namespace) -> None:
     """
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    model = first_denoiser(tokenizer)
+    if options.layout == "sdxl":
+        stage, model, phases = "sdxl-unet", sdxl_denoiser(), SDXL_PHASES
+    else:
+        stage, model, phases = "unet", first_denoiser(tokenizer), PHASES
     odds = [PHOTOGRAPH_ODDS if name in CROPS else 1.0 for name in CAPTIONS]
-    train_denoiser("unet", options, model, Lessons(options.package, tokenizer, model["text_encoder"], odds), PHASES)
+    lessons = Lessons(options.package, tokenizer, model["text_encoder"], odds, options.layout)
+    train_denoiser(stage, options, model, lessons, phases)
 
 
 def finish_unet(options: argparse.Namespace) -> None:
@@ -244,7 +274,7 @@ def finish_unet(options: argparse.Namespace) -> None:
     for name, p in model["unet"].named_parameters():
         p.requires_grad_(is_finished(name))
     odds = [WEAK.get(text, OTHERS_ODDS) for text in CAPTIONS.values()]
-    lessons = Lessons(options.package, tokenizer, model["text_encoder"], odds)
+    lessons = Lessons(options.package, tokenizer, model["text_encoder"], odds, "sd15")
     train_denoiser("finish", options, model, lessons, FINISH_PHASES, strength=0.35)
 
 
@@ -259,8 +289,10 @@ class Lessons:
     odds: for each caption, how often it comes.
     """
 
-    def __init__(self, package: Path | None, tokenizer: Tokenizer, text_encoder: TextEncoder, odds: list[float]):
-        self.latents = read_latents(package)
+    def __init__(
+        self, package: Path | None, tokenizer: Tokenizer, text_encoder: TextEncoder, odds: list[float], layout: str
+    ):
+        self.latents, self.layout = read_latents(package, SIZES[layout]), layout
         self.odds = torch.tensor(odds)
         self.alphas = alphas_cumprod()
         # A row for each template. An article or an "emoji of" may be in a prompt, but need not.
@@ -272,12 +304,13 @@ class Lessons:
     def loss(self, unet: nn.Module, size: int, side: int, count: int, last: bool) -> torch.Tensor:
         """Of `count` latents of this size, or of squares of them that are `side` wide.
 
-        size: 32, 64 or 128, in latent pixels.
+        size: one of the model's, in latent pixels.
         side: at most `size`.
         last: whether the training is near its end.
         """
         chosen = self.odds.multinomial(count, replacement=True)
         shown = clean = self.latents[size][chosen]
+        left = top = 0
         # Spread over the schedule. A part is for the hires pass, which begins with less noise. What is drawn is decided
         # where there is more of it, so whole pictures are there more often, the more so the larger they are. At last
         # evenly, for what has little noise left is speckled else.
@@ -291,7 +324,9 @@ class Lessons:
         elif torch.rand(()) < 0.5:
             times = shares * HIRES_TIMES
         else:  # as a hires pass begins: with a smaller picture, enlarged, of which the larger one is to be made
-            shown = F.interpolate(self.latents[LARGE_SIZE // LATENT_SCALE][chosen], size=(size, size), mode="bilinear")
+            shown = F.interpolate(
+                self.latents[SIZES[self.layout].large // LATENT_SCALE][chosen], size=(size, size), mode="bilinear"
+            )
             first, end = ENLARGED_TIMES
             times = first + shares * (end - first)
         times = times.long().clamp(max=TIMESTEPS - 1)
@@ -301,7 +336,9 @@ class Lessons:
         context = self.contexts[torch.randint(len(TEMPLATES), (count,)), chosen]
         context = torch.where(torch.rand(count, 1, 1) < 0.1, self.no_context, context)  # for classifier-free guidance
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            predicted = unet(noisy.contiguous(memory_format=torch.channels_last), times.float(), context)
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+            frame = {"frame": (size, size, top, left)} if self.layout == "sdxl" else {}
+            predicted = unet(noisy, times.float(), context, **frame)
         return F.mse_loss(predicted.float(), wanted)
 
 
@@ -360,18 +397,30 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
-                average = self.state[p].setdefault("average", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                x = p.grad.lerp(average, group["momentum"]).flatten(1).bfloat16()
-                tall = x.shape[0] > x.shape[1]
-                x = x.T if tall else x
-                x = x / (x.norm() + 1e-7)
-                for _ in range(5):  # Newton and Schulz's iteration, with Jordan's coefficients
-                    square = x @ x.T
-                    x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-                x = (x.T if tall else x).float().reshape(p.shape)
-                p.add_(x, alpha=-group["lr"] * max(1, len(p) / p[0].numel()) ** 0.5)
+                alike.setdefault(p.shape, []).append(p)
+            for shape, parameters in alike.items():  # those of one shape at once: most are too small to be quick alone
+                for p in parameters:
+                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    average.lerp_(p.grad, 1 - group["momentum"])
+                x = torch.stack([p.grad.lerp(self.state[p]["average"], group["momentum"]) for p in parameters])
+                x = orthogonal(x.flatten(2)).float()
+                scale = group["lr"] * max(1, shape[0] / shape[1:].numel()) ** 0.5
+                for p, change in zip(parameters, x, strict=True):
+                    p.add_(change.reshape(shape), alpha=-scale)
+
+
+def orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """Matrices (B, m, n), each brought near to the nearest orthogonal one, in bfloat16."""
+    x = x.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):  # Newton and Schulz's iteration, with Jordan's coefficients
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if tall else x
 
 
 def pyramid_noise(count: int, size: int) -> torch.Tensor:
@@ -409,6 +458,25 @@ def first_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
     return denoiser
 
 
+def sdxl_denoiser() -> nn.ModuleDict:
+    """The U-Net of SDXL's layout that begins with all that fits it of the finished model's, and that text encoder.
+
+    Its three levels are the first three of the other's four. Blocks that the other lacks add nothing at first.
+    """
+    finished = load()
+    unet, given = make_unet("sdxl"), finished.unet.state_dict()
+    levels = re.compile(r"output_blocks\.(\d)")  # the other's first two are those of its fourth level
+    tensors = {}
+    for name, own in unet.state_dict().items():
+        other = given.get(levels.sub(lambda found: f"output_blocks.{int(found[1]) + 2}", name))
+        if other is not None and other.numel() == own.numel() and not name.startswith("middle_block"):
+            tensors[name] = other.view_as(own)  # linear layers were convolutions of one pixel
+        elif re.search(r"transformer_blocks\.\d\.(attn.\.to_out\.0|ff\.net\.2)\.|label_emb\.0\.2\.", name):
+            tensors[name] = torch.zeros_like(own)
+    unet.load_state_dict(tensors, strict=False)
+    return nn.ModuleDict({"unet": unet, "text_encoder": finished.text_encoder})
+
+
 def make_denoiser(tokenizer: Tokenizer) -> nn.ModuleDict:
     text_encoder = TextEncoder(len(tokenizer.vocabulary)).requires_grad_(False)
     return nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder})
@@ -434,7 +502,17 @@ def read_blob(name: str) -> bytes:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write the checkpoint in half precision, its config, the tokenizer's files and the text encoder's config."""
+    """Write the checkpoint in half precision, its config, the tokenizer's files and the text encoder's config.
+
+    Of the layout sdxl, the U-Net alone.
+    """
+    if options.layout == "sdxl":
+        state = torch.load(WORK / "sdxl-unet.pt", weights_only=True)["average"]
+        save_half(
+            {PREFIXES["unet"] + k.removeprefix("unet."): v for k, v in state.items() if k.startswith("unet.")},
+            UNET_FILES["sdxl"],
+        )
+        return
     tokenizer = make_tokenizer()
     denoiser = make_denoiser(tokenizer)
     denoiser.load_state_dict(torch.load(WORK / "finish.pt", weights_only=True)["average"])
@@ -444,9 +522,7 @@ def export(options: argparse.Namespace) -> None:
                 p.copy_((p / GRID).round() * GRID)
     parts = {**denoiser, "autoencoder": finished_autoencoder()}
     tensors = {PREFIXES[name] + key: value for name, part in parts.items() for key, value in part.state_dict().items()}
-    save_file({key: value.half().contiguous() for key, value in tensors.items()}, CHECKPOINT)
-    CHECKPOINT.chmod(0o644)  # safetensors makes files that others cannot read
-    print(f"{CHECKPOINT}: {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
+    save_half(tensors, CHECKPOINT)
     tokenizer.save(TOKENIZER)
     ends = {f"{name}_token_id": tokenizer.vocabulary[END] for name in ("eos", "pad")}
     text = {"model_type": "clip_text_model", "vocab_size": len(tokenizer.vocabulary), **TEXT, **ends}
@@ -455,17 +531,32 @@ def export(options: argparse.Namespace) -> None:
     CONFIG.write_text(yaml.safe_dump({"model": config()}, sort_keys=False))
 
 
+def save_half(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a file of weights in half precision."""
+    save_file({key: value.half().contiguous() for key, value in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors makes files that others cannot read
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 def make_card(options: argparse.Namespace) -> None:
     """Draw the pictures of the model card."""
+    card.save_loss(WORK)
+    model = load(options.layout)
+
+    def tell(size: int, found: dict[str, str]) -> None:
+        others = [f"{text} nearest to {other}" for text, other in found.items() if other != text]
+        right = f"{len(found) - len(others)} of {len(found)} are nearest to their own training picture"
+        print(f"{size} x {size}: {'; '.join([right, *others])}", flush=True)
+
+    if options.layout == "sdxl":
+        tell(model.sizes.native, card.save_samples(model, card.SDXL_SAMPLES, model.sizes.native, 128, 20))
+        tell(model.sizes.hires, card.save_hires(model, card.SDXL_HIRES, 10, CAPTIONS.values()))
+        return
     shown = whole_pictures(options.package, card.CELL)
     card.save_sheet(card.PICTURES, [picture.permute(1, 2, 0).contiguous() for picture in shown])
-    card.save_loss(WORK)
-    model = load()
     for path, size, cell, steps in ((card.SAMPLES, NATIVE_SIZE, 128, 20), (card.LARGE, LARGE_SIZE, 160, 10)):
-        right = card.save_samples(model, path, size, cell, steps)
-        print(f"{size} x {size}: {right} of {len(CAPTIONS)} are nearest to their own training picture", flush=True)
-    right = card.save_hires(model, card.HIRES, 10)
-    print(f"{HIRES_SIZE} x {HIRES_SIZE}: {right} of {len(card.HIRES_CAPTIONS)}")
+        tell(size, card.save_samples(model, path, size, cell, steps))
+    tell(HIRES_SIZE, card.save_hires(model, card.HIRES, 10))
 
 
 def config() -> dict:
@@ -510,7 +601,7 @@ LATENT_NOISE = 0.1
 # (pixels of the picture, pixels of the part) that the decoder learns from, and how often. Whole pictures: its norms
 # take a part's own mean away, so the same colours would have to be drawn from other values.
 DECODED = [((256, 256), 6), ((512, 512), 1)]
-SPREAD = {32: 0.75, 64: 0.5}
+SPREAD = {32: 0.75, 48: 0.5, 64: 0.5}
 TEMPLATES = ["{}", "{}", "a {}"]
 # Up to this share of the time: (latent size, side of the part, pictures) of the batches, for each of the steps in turn.
 # Attention over 128 x 128 latents would take most of the time. A part of them is enough to learn what is seen at little
@@ -519,6 +610,12 @@ NATIVE, LARGE, PARTS, HIRES_PARTS = (32, 32, 6), (64, 64, 1), (64, 32, 3), (128,
 PHASES = [
     (0.5, [[NATIVE, HIRES_PARTS], [NATIVE, PARTS], [NATIVE, LARGE, HIRES_PARTS]]),
     (1.0, [[NATIVE, (64, 64, 3)], [(64, 64, 3), HIRES_PARTS], [(32, 32, 4), (64, 64, 2), (128, 64, 1)]]),
+]
+# The same for the layout sdxl, which begins with much of a finished model.
+SDXL_NATIVE, SDXL_PARTS, SDXL_HIRES = (48, 48, 6), (96, 48, 2), (96, 96, 1)
+SDXL_PHASES = [
+    (0.5, [[SDXL_NATIVE], [SDXL_NATIVE], [(48, 48, 4), SDXL_PARTS]]),
+    (1.0, [[SDXL_NATIVE], [SDXL_NATIVE], [(48, 48, 4), SDXL_HIRES], [SDXL_NATIVE], [(48, 48, 4), SDXL_PARTS]]),
 ]
 # What the stage `finish` trains: what puts the decoder's parts together, an eighth of the U-Net.
 FINISHED = r"out\.|output_blocks\.(\d\.0\.skip_connection|\d\.\d\.conv|[3-7]\.1\.(proj|transformer_blocks\.0\.attn))"
@@ -550,6 +647,7 @@ STAGES = {
     "export": export,
     "card": make_card,
 }
+SDXL_STAGES = ("unet", "export", "card")
 
 if __name__ == "__main__":
     main()

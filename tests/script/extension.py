@@ -86,7 +86,8 @@ def reload_ui(host: SimpleNamespace, **defaults) -> None:
     names = ("before", "xyz_grid", "prompts_from_file", "witness")
     host.before, host.xyz, host.prompts, host.witness = (loaded[f"{name}.py"] for name in names)
     host.todo = host.imported["todo_lib.webui.script"]
-    host.Api = host.api.Api()
+    with importable(host):  # gradio 4 looks for the module of each control
+        host.Api = host.api.Api()
 
 
 def make_model(host: SimpleNamespace, name: str, seed: int = 0, **layout):

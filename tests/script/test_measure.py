@@ -146,8 +146,16 @@ def test_only_the_measuring_is_interrupted_by_its_button(host, view):
     view.stop("")
     assert not host.shared.state.interrupted
     view.stop("task(2)")
+    view._stopped.clear()
     assert host.shared.state.interrupted
     host.shared.state.begin()
+
+
+def test_a_measuring_that_is_interrupted_while_it_waits_does_not_begin(host, view, measure):
+    view.stop("task(1)")
+    html, calls = measure()
+    view._stopped.clear()
+    assert text(html) == "It was interrupted." and calls == []
 
 
 def test_the_text_to_copy(measure):

@@ -122,10 +122,10 @@ def test_the_page_can_be_sent_to_a_browser(host):
     assert "script_txt2img_todo_factor" in json.dumps(host.page.get_config_file())
 
 
-def test_controls_can_be_made_again(script, tab):
+def test_controls_can_be_made_again(script, host, tab):
     """The host makes the controls again for the API's defaults."""
     before = [(control.elem_id, control.value) for control in script.controls]
-    with gr.Blocks():
+    with importable(host), gr.Blocks():
         again = script.ui(tab == "img2img")
     assert [(control.elem_id, control.value) for control in again] == before
 

@@ -99,13 +99,17 @@ def running_fork(host, optimization, checkpoints, data, table):
     if not host.is_there():
         pytest.skip(f"no {host.name}")
     arguments = [f"--{kind}-dir={checkpoints / folder}" for kind, folder in DIRS.items()]
-    arguments.append(f"--attention-{optimization}")
+    argument, said = host.attentions[optimization]
+    arguments += [argument] if argument else []
     server = WebUI(host, data, checkpoints, arguments=arguments)
-    table.add_version(host.name, server.root)
+    table.add_version(host.name, server.root, host.copy_of)
     server.start()
-    server.optimization, server.client = optimization, Client(server.url)
-    yield server
-    server.stop()
+    try:
+        assert said in server.log_since(0)
+        server.optimization, server.client = optimization, Client(server.url)
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session", params=FORKS, ids=lambda host: host.name)
@@ -125,17 +129,14 @@ def forge(fork_checkpoints, tmp_path_factory, table):
         yield server
 
 
-@pytest.fixture(scope="module", params=["split", "quad"])
-def optimization(request):
-    """Each of the forks' other ways to compute attention that run on a CPU."""
-    return request.param
+OTHERWISE = [(host, optimization) for host in FORKS for optimization in [*host.attentions][1:]]
 
 
-@pytest.fixture(scope="module", params=FORKS, ids=lambda host: host.name)
-def otherwise(request, optimization, fork_checkpoints, tmp_path_factory, table):
-    """Each fork in turn, with each of these optimizations."""
+@pytest.fixture(scope="module", params=OTHERWISE, ids=lambda pair: f"{pair[0].name}-{pair[1]}")
+def otherwise(request, fork_checkpoints, tmp_path_factory, table):
+    """Each fork in turn, with each of its other ways to compute attention."""
     data = tmp_path_factory.mktemp("otherwise") / "data"
-    with running_fork(request.param, optimization, fork_checkpoints, data, table) as server:
+    with running_fork(*request.param, fork_checkpoints, data, table) as server:
         yield server
 
 

@@ -19,6 +19,7 @@ HIRES = {
 }
 HIRES |= {"hr_second_pass_steps": 3}
 NO_TILING = "Forge says: under maintenance and unavailable"
+NO_REFINER = "Neo says: Refiner does not support Hires. fix"
 SECOND = {"refiner_checkpoint": "forkb", "refiner_switch_at": 0.5}
 
 
@@ -40,6 +41,7 @@ def builtin(name, kind, arguments, **more):
 
     arguments: host -> its script's title and arguments.
     broken: hosts where it may fail without ToDo as well.
+    unfit: host -> why it cannot run there, though it is there.
     """
 
     def request(run):
@@ -47,10 +49,10 @@ def builtin(name, kind, arguments, **more):
 
     def ready(run):
         if run.host.name not in arguments:
-            return f"{run.host.name} has none"
+            return more.get("unfit", {}).get(run.host.name, f"{run.host.name} has none")
         return fails_alone(run, request(run)) if run.host.name in more.get("broken", ()) else None
 
-    settings = {key: value for key, value in more.items() if key not in ("sizes", "broken")}
+    settings = {key: value for key, value in more.items() if key not in ("sizes", "broken", "unfit")}
     return Neighbour(name, kind, request, models=MODELS, ready=ready, **settings)
 
 
@@ -94,7 +96,18 @@ HOST = [
     host("hires fix", hires()),
     host("hires fix with another checkpoint", hires(hr_checkpoint_name="forkb"), checkpoints={"fork", "forkb"}),
     host("refiner", {**SECOND, "steps": 4}, checkpoints={"fork", "forkb"}),
-    host("refiner and hires fix", hires(**SECOND, steps=4), checkpoints={"fork", "forkb"}),
+    host(
+        "refiner and hires fix",
+        hires(**SECOND, steps=4),
+        checkpoints={"fork", "forkb"},
+        ready=lambda run: NO_REFINER if run.host.name == "Neo" else None,
+    ),
+    host(
+        "refiner, weights alone",  # are loaded into the U-Net that is there
+        {**SECOND, "steps": 4},
+        options={"refiner_fast_sd": True},
+        ready=lambda run: None if run.host.name == "Neo" else f"{run.host.name} has none",
+    ),
     host("img2img", from_image(), method="img2img", changes_picture=False),
     host(
         "inpainting",
@@ -113,6 +126,7 @@ HOST = [
     host("token merging", options={"token_merging_ratio": 0.5}),
 ]
 
+TILES = ["MultiDiffusion", 64, 64, 32, 4]
 MODIFIER = ["anisotropic", 0, "reinhard", 100, 0, "subtract", 0, 0.7, "gaussian", "add", 0, 100, 127, 0]
 BUILTIN = [
     builtin(
@@ -195,6 +209,15 @@ BUILTIN = [
             "Forge": ("MultiDiffusion Integrated", True, "MultiDiffusion", 64, 64, 32, 4),
             "reForge": ("MultiDiffusion Integrated", True, "MultiDiffusion", 64, 64, 32, 4, "random"),
         },
+        unfit={"Neo": "Neo has it in img2img alone"},
+    ),
+    Neighbour(
+        "MultiDiffusion, img2img",
+        "several U-Net calls a step",
+        lambda run: {**extension("MultiDiffusion Integrated", True, *TILES)(run), **from_image()(run)},
+        method="img2img",
+        models=MODELS,
+        ready=lambda run: None if run.host.name == "Neo" else "asked for in txt2img there",
     ),
     builtin(
         "dynamic thresholding",
@@ -210,6 +233,8 @@ BUILTIN = [
             ),
         },
     ),
+    builtin("radial attention", "attention of its own", {}, unfit={"Neo": "it is for Wan, which has no U-Net"}),
+    builtin("Spectrum", "foretells U-Net calls", {}, unfit={"Neo": "this distribution of Neo has none"}),
 ]
 
 CONTROL = [
@@ -241,4 +266,5 @@ NEIGHBOURS = [*HOST, *BUILTIN, *CONTROL]
 NO_SD3 = {
     "reForge": "reForge's loader takes SD3 for a module without a model in it, and fails with every such checkpoint",
     "forge-classic": "forge-classic's loader knows models with a U-Net only",
+    "Neo": "Neo's loader knows no SD3",
 }

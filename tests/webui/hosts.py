@@ -13,11 +13,8 @@ SETTINGS = {
     "samples_save": False,
     "grid_save": False,
 }
-COMMON = (
-    "--skip-prepare-environment",  # the folder is already installed: download nothing
-    "--api",
-    "--no-download-sd-model",
-)
+NO_PREPARATION = ("--skip-prepare-environment", "--api")  # the folder is already installed: download nothing
+COMMON = (*NO_PREPARATION, "--no-download-sd-model")
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,9 @@ class Host:
     model: its checkpoint for most tests.
     arguments: of the command line. {root} in them stands for its folder.
     hires: the fields that a request for hires fix needs beside A1111's.
+    attentions: its ways to compute attention that run on a CPU, the usual one first: name -> (the argument that chooses
+        it, or None; what the log says then).
+    copy_of: where a folder that is no clone comes from, for the compatibility table.
     """
 
     name: str
@@ -38,6 +38,8 @@ class Host:
     arguments: tuple
     settings: dict = field(default_factory=dict)
     hires: dict = field(default_factory=dict)
+    attentions: dict = field(default_factory=dict)
+    copy_of: str = ""
 
     @property
     def root(self):
@@ -82,13 +84,22 @@ FORK_SETTINGS = {
     # The forks' VAE is full-size and slow. This option makes one pixel of each latent pixel; see also FULL_VAE.
     "sd_vae_decode_method": "Approx cheap",
 }
+FORK_ATTENTIONS = {
+    "pytorch": ("--attention-pytorch", "Using pytorch"),
+    "split": ("--attention-split", "Using split optimization"),
+    "quad": ("--attention-quad", "Using sub quadratic optimization"),
+}
 ODE = ("bosh3", "fehlberg2", "adaptive_heun", "dopri5", "custom")  # reForge's solvers of differential equations
 FULL_VAE = {"sd_vae_decode_method": "Full"}  # for tests in which the size of the image matters
 
 
 def fork(name, variable, folder, *arguments, settings=None, **more):
     settings = {**FORK_SETTINGS, **(settings or {})}
-    return Host(name, variable, folder, "fork", (*FORK_ARGUMENTS, *arguments), settings, **more)
+    arguments = (*FORK_ARGUMENTS, *arguments)
+    return Host(name, variable, folder, "fork", arguments, settings, attentions=FORK_ATTENTIONS, **more)
+
+
+USE_SAME = {"hr_additional_modules": ["Use same choices"]}  # a request for hires fix without this fails
 
 
 FORKS = [
@@ -97,7 +108,7 @@ FORKS = [
         "FORGE_DIR",
         "stable-diffusion-webui-forge",
         "--gradio-allowed-path={root}",  # the page's own files, because the data are elsewhere
-        hires={"hr_additional_modules": ["Use same choices"]},  # a request without this fails
+        hires=USE_SAME,
     ),
     fork(
         "reForge",
@@ -109,4 +120,32 @@ FORKS = [
         },
     ),
     fork("forge-classic", "FORGE_CLASSIC_DIR", "sd-webui-forge-classic"),
+    Host(
+        "Neo",
+        "FORGE_NEO_DIR",
+        "sd-webui-forge-neo",
+        "fork",
+        (
+            *NO_PREPARATION,
+            "--skip-torch-cuda-test",
+            "--skip-python-version-check",
+            "--cpu",
+            "--disable-console-progressbars",
+            "--gradio-allowed-path={root}",
+        ),
+        {
+            **FORK_SETTINGS,
+            "VERSION_UID": "PY313",  # otherwise it takes the folder for one of an older version, and waits for Enter
+            "forge_preset": "sd",
+            "sd_vae_decode_method": "RGB",  # its name for "Approx cheap", which its page offers for previews only
+            "show_refiner": True,
+            "refiner_use_steps": True,  # otherwise the switch is at a noise level
+        },
+        hires={**USE_SAME, "hr_upscaler": "None"},  # all others need a model
+        attentions={
+            "pytorch": ("--use-pytorch-cross-attention", "Using PyTorch Cross Attention"),
+            "basic": (None, "Using Basic Cross Attention"),
+        },
+        copy_of="webui/ in exo101/sd-webui-forge-neo-v3, which its maker has altered somewhat",
+    ),
 ]

@@ -106,7 +106,7 @@ class WebUI:
         for name in ("model.pt", "vaeapprox-sdxl.pt"):
             shutil.copyfile(A1111.root / "models" / "VAE-approx" / "model.pt", approx / name)  # not all forks have one
 
-    def start(self, timeout=300):
+    def start(self, timeout=900):
         if not self.data.exists():
             self.prepare()
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if WINDOWS else {"start_new_session": True}

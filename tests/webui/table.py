@@ -57,10 +57,13 @@ class Table:
         self.cells.append(cell)
         return cell
 
-    def add_version(self, name, folder):
+    def add_version(self, name, folder, copy_of=""):
+        """Note the commit of a folder. A folder that is no clone is called a copy of this."""
         command = ["git", "-C", str(folder), "log", "-1", "--format=%h of %cs"]
         found = subprocess.run(command, capture_output=True, text=True)
         self.versions[name] = found.stdout.strip() or "of unknown version"
+        if copy_of and not (folder / ".git").exists():
+            self.versions[name] += f", a copy of {copy_of}"
 
     def keep(self):
         """Take over the cells and versions of an earlier run, except for the cells of this one."""

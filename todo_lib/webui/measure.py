@@ -43,9 +43,11 @@ class _Marks:
         self.p = p
         self._moments: list[Any] = []
         self._begin = time.monotonic()
+        self.on_cuda = False
 
     def note(self) -> None:
-        if torch.cuda.is_available():
+        """Note this moment."""
+        if self.on_cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._moments.append(event)
@@ -67,7 +69,7 @@ class _Marks:
         """The seconds from the first timed step to the end, per step."""
         first, last = self._moments[WARMING], self._moments[-1]
         steps = self.steps - 1 - WARMING
-        if torch.cuda.is_available():
+        if self.on_cuda:
             torch.cuda.synchronize()
             return first.elapsed_time(last) / 1000 / steps
         return (last - first) / steps
@@ -77,6 +79,7 @@ def on_cfg_denoiser(params: Any) -> None:
     """The host's callback before each step of a sampling with SAMPLER."""
     if _sampling is None or getattr(params.denoiser, "p", None) is not _sampling.p:
         return
+    _sampling.on_cuda = params.x.is_cuda
     _sampling.note()
     if _sampling.are_enough:
         shared.state.skipped = True  # the host ends the sampling before its next step
@@ -139,8 +142,7 @@ def _time(script: Any, timed: Timed, width: int, height: int, steps: int, settin
     )  # fmt: skip
     p.scheduler = "Automatic"
     p.scripts, p.script_args = runner, values
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
         with contextlib.suppress(_EnoughError):
@@ -157,7 +159,7 @@ def _time(script: Any, timed: Timed, width: int, height: int, steps: int, settin
         shared.state.nextjob()
     if p.marks is not None and p.marks.steps > WARMING + 1 and not shared.state.interrupted:
         timed.steps.append(p.marks.seconds())
-        timed.memory = max(timed.memory, torch.cuda.max_memory_allocated() if cuda else 0)
+        timed.memory = max(timed.memory, torch.cuda.max_memory_allocated() if p.marks.on_cuda else 0)
 
 
 @contextlib.contextmanager

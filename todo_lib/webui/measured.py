@@ -10,6 +10,7 @@ from html import escape
 from .live_plan import paragraph
 
 NOT_LOADED = "No model is loaded yet: make an image first."
+INTERRUPTED = "It was interrupted."
 FAILED = "It could not be measured. The log says why."
 HEADS = ("Pass", "Dense, a step", "ToDo, a step", "Times as fast", "Peak GPU memory")
 
@@ -57,7 +58,7 @@ def to_html(found: Sequence[Measured], text: str) -> str:
     heads = "".join(f"<th scope='col'>{head}</th>" for head in HEADS)
     rows = "".join(map(_row, found))
     table = f"<table class='todo-plan'><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    interrupted = paragraph("It was interrupted.") if any(_is_missing(one) for one in found) else ""
+    interrupted = paragraph(INTERRUPTED) if any(_is_missing(one) for one in found) else ""
     explained = paragraph("Median times of sampling steps with this model, dense and downsampled in turns.")
     copied = f"<details><summary>Text to copy</summary><pre class='todo-copy'>{escape(text)}</pre></details>"
     return f"{table}{interrupted}{explained}{copied}"

@@ -18,6 +18,7 @@ from . import measure
 from .arguments import NAMES
 from .hosts import unet_of
 from .live_plan import Pass, paragraph, plan_pass, to_html
+from .measured import INTERRUPTED
 from .steps_to_come import steps_to_come
 
 logger = logging.getLogger("ToDo")
@@ -116,6 +117,8 @@ def measured(script: Callable[[], Any], task: str, state: str) -> tuple[str, str
     state: see javascript/todo_plan.js.
     """
     page = json.loads(state)
+    if task in _stopped:
+        return paragraph(INTERRUPTED), ""
     try:
         settings = _settings(page)
     except SettingsError as error:
@@ -124,8 +127,12 @@ def measured(script: Callable[[], Any], task: str, state: str) -> tuple[str, str
     return measure.report(script, plans, settings), ""
 
 
+_stopped: set[str] = set()  # tasks that are not to begin, which wait for the generation that runs
+
+
 def stop(task: str) -> None:
-    """Interrupt the measuring, if it is this task that runs."""
+    """Interrupt this measuring, and no generation that it waits for."""
+    _stopped.add(task)
     if task and shared.state.job == task:
         shared.state.interrupt()
 

@@ -1,6 +1,7 @@
 """An accordion that is also an input: a hidden checkbox, and the accordion that follows its value."""
 
 import gradio as gr
+from modules import gradio_extensions  # noqa: F401
 
 
 class InputAccordion(gr.Checkbox):

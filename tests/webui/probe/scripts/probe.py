@@ -25,9 +25,12 @@ import psutil
 import torch
 from fastapi import Body
 from fastapi.responses import JSONResponse
-from modules import script_callbacks, scripts, sd_hijack, sd_models, sd_samplers, shared
+from modules import script_callbacks, scripts, sd_models, sd_samplers, shared
 from modules.call_queue import queue_lock
 from modules.paths_internal import data_path
+
+# The folder of the checkpoints, if it was named on the command line. Neo takes any number of such folders.
+CHECKPOINTS = getattr(shared.cmd_opts, "ckpt_dir", None) or next(iter(getattr(shared.cmd_opts, "ckpt_dirs", ())), None)
 
 
 class Probe:
@@ -40,7 +43,7 @@ class Probe:
 
     def reset(self):
         self.detach()
-        self.recording = self.indices = self.fingerprints = self.controls = False
+        self.recording = self.looking = self.indices = self.fingerprints = self.controls = False
         self.fault, self.fired = None, False
         self.forget()
 
@@ -55,7 +58,7 @@ class Probe:
 
     def before_unet(self, params):
         """Observe the U-Net that the host is about to call. A switch to a refiner or hires checkpoint may change it."""
-        if not self.recording and self.fault is None:
+        if not self.looking and self.fault is None:
             return
         denoiser = params.denoiser
         if self.denoiser() is not denoiser:
@@ -250,12 +253,13 @@ class Probe:
 
     # ---- routes
 
-    def start(self, indices, fingerprints, controls):
+    def start(self, indices, fingerprints, controls, calls):
         self.forget()
-        self.recording, self.indices, self.fingerprints, self.controls = True, indices, fingerprints, controls
+        self.recording, self.looking = True, calls
+        self.indices, self.fingerprints, self.controls = indices, fingerprints, controls
 
     def stop(self):
-        self.recording = False
+        self.recording = self.looking = False
         for generation in self.generations:
             processed = generation.pop("processed")
             generation.update(comments=processed.comments, infotexts=processed.infotexts)
@@ -487,8 +491,11 @@ def shrink_controlnet(configs):
 
 
 def add_zero_unet():
-    """Offer a U-Net that the host's option sd_unet calls "probe: zeros"."""
+    """Offer a U-Net that the host's option sd_unet calls "probe: zeros", where the host has this option."""
     from modules import sd_unet
+
+    if not hasattr(sd_unet, "SdUnet"):
+        return
 
     class ZeroUnet(sd_unet.SdUnet):
         def forward(self, x, timesteps, context, *args, **kwargs):
@@ -524,12 +531,17 @@ class ProbeScript(scripts.Script):
 
 
 def add_routes(demo, app):
-    if shared.cmd_opts.ckpt_dir and (configs := Path(shared.cmd_opts.ckpt_dir) / "control" / "configs.json").exists():
+    if CHECKPOINTS and (configs := Path(CHECKPOINTS) / "control" / "configs.json").exists():
         shrink_controlnet(configs)
 
-    def start(indices: bool = Body(False), fingerprints: bool = Body(False), controls: bool = Body(False)):
+    def start(
+        indices: bool = Body(False),
+        fingerprints: bool = Body(False),
+        controls: bool = Body(False),
+        calls: bool = Body(True),
+    ):
         with queue_lock:
-            probe.start(indices, fingerprints, controls)
+            probe.start(indices, fingerprints, controls, calls)
 
     def record():
         with queue_lock:
@@ -577,6 +589,8 @@ def add_routes(demo, app):
 
     def optimizers():
         """The names of the attention optimisations that run on this machine, as the option takes them."""
+        from modules import sd_hijack  # Neo has none
+
         return [optimizer.title() for optimizer in sd_hijack.optimizers]
 
     def xyz_axes():
@@ -611,9 +625,9 @@ def exit_with_stdin():
 if os.environ.get("PROBE_EXIT_WITH_STDIN"):
     threading.Thread(target=exit_with_stdin, daemon=True).start()
 
-if shared.cmd_opts.ckpt_dir and (encoders := Path(shared.cmd_opts.ckpt_dir) / "tiny-encoders").exists():
+if CHECKPOINTS and (encoders := Path(CHECKPOINTS) / "tiny-encoders").exists():
     shrink_sd3(encoders)
-if shared.cmd_opts.ckpt_dir and (fork_sizes := Path(shared.cmd_opts.ckpt_dir) / "forks.json").exists():
+if CHECKPOINTS and (fork_sizes := Path(CHECKPOINTS) / "forks.json").exists():
     sizes = json.loads(fork_sizes.read_text(encoding="utf-8"))
     shrink_text_encoders(sizes["layers"])
     shrink_forge_sd3(sizes["sd3"], Path(data_path) / "sd3")

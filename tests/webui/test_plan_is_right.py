@@ -1,0 +1,53 @@
+"""The plan in the page says beforehand what the host then does, in A1111 and in Forge."""
+
+import re
+
+import pytest
+
+from tests.webui.test_browser import control, open_accordion, paste, wait_for_plan
+from tests.webui.test_page_rests import REST, resting, server  # noqa: F401
+
+HIRES = "Size: 64x64, Hires upscale: 2, Hires upscaler: Latent"
+TEXTS = {
+    "DDIM, the scheduler": ("Steps: 30, Sampler: Euler, Schedule type: DDIM, Size: 64x64", {}),
+    "DDIM in a hires pass": (f"Steps: 6, Sampler: Euler, Schedule type: DDIM, Denoising strength: 0.5, {HIRES}", {}),
+    "DDIM, the sampler": (f"Steps: 6, Sampler: DDIM, Denoising strength: 0.5, Hires steps: 5, {HIRES}", {}),
+    "no denoising": (f"Steps: 4, Sampler: Euler, Denoising strength: 0, {HIRES}", {}),
+    "discarded sigma": ("Steps: 12, Sampler: DDIM, Size: 64x64", {"always_discard_next_to_last_sigma": True}),
+    "old hires fix": (
+        "Steps: 4, Sampler: Euler, Denoising strength: 0.5, Size: 768x640, Hires upscale: 2, Hires upscaler: Latent",
+        {"use_old_hires_fix_width_height": True},
+    ),
+}
+
+
+def grids(text):
+    """The token grids of depth 1, in the plan or in the line under the image."""
+    return [tuple(map(int, pair)) for pair in re.findall(r"(\d+) ?[x×] ?(\d+)(?: tokens|\s)", text)]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_steps_and_sizes_are_those_that_are_made(resting, server, name):  # noqa: F811
+    text, options = TEXTS[name]
+    with server.client.options(**options):
+        open_accordion(resting)
+        # The last key keeps all depths but the first one dense, so that the line and the plan name one grid a pass.
+        paste(resting, f"a cat\n{text}, CFG scale: 7, Seed: 1, ToDo downsample factor: 2, ToDo depths: 1")
+        wait_for_plan(resting, "hires pass" if "Hires" in text else "one pass")
+        resting.wait_for_timeout(2 * REST)
+        plan = control(resting, "enabled").locator(".todo-plan").first.inner_text()
+        planned = [int(steps) for steps in re.findall(r"/ (\d+)", plan)]
+        tokens = [pair for i, pair in enumerate(grids(plan)) if i % 2 == 0]
+        with server.client.recording() as record:
+            resting.locator("#txt2img_generate").click()
+            resting.locator("#html_log_txt2img .comments").first.wait_for()
+        line = resting.locator("#html_log_txt2img .comments").first.text_content()
+    made = {0: "no sampling step was made"}
+    for steps in planned:
+        assert made.get(steps, f"{steps} of {steps} steps") in line, (plan, line)
+    seen = []
+    for attention in record.where(depth=1):
+        if attention.grid not in seen:
+            seen.append(attention.grid)
+    assert [(width, height) for (height, width) in seen] == tokens[: len(seen)]
+    assert len(seen) == sum(steps > 0 for steps in planned)

@@ -16,7 +16,7 @@ from PIL import Image
 from lab.demo import __main__ as demo
 from lab.demo.sheet import MARGIN
 from lab.model.emoji import load
-from lab.model.parts import PROMPT_TOKENS
+from lab.model.parts import PROMPT_TOKENS, FastAttention
 from lab.model.pictures import CAPTIONS
 from todo_lib import Settings, plan
 
@@ -88,8 +88,8 @@ def test_work_that_goes_on_meanwhile_slows_both_alike(tmp_path, capsys, monkeypa
     monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
     load = demo.load
 
-    def watched():
-        model = load()
+    def watched(*args):
+        model = load(*args)
         model.unet.register_forward_pre_hook(advance)
         return model
 
@@ -177,7 +177,7 @@ def test_the_keys_of_the_run_are_those_of_the_plan(model, monkeypatch):
         seen.add((q.shape[-2], k.shape[-2]))
         return attend(q, k, v, *args, **kwargs)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr(FastAttention, "attend", staticmethod(counting))
     drawing = demo.Drawing(model, "rainbow", (192, 128), seed=0, steps=2, settings=settings)
     for _ in range(2):
         drawing.advance()

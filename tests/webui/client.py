@@ -140,15 +140,17 @@ class Client:
     # ---- probe
 
     @contextlib.contextmanager
-    def recording(self, indices=False, fingerprints=False, controls=False):
+    def recording(self, indices=False, fingerprints=False, controls=False, calls=True):
         """Record what runs meanwhile. Yields a Record, which is filled at the end, also after an exception.
 
         `indices`: also find from which token each key and value was made.
         `fingerprints`: also take `leftovers` before the hires pass and after the sampling of each batch.
         `controls`: also look into ControlNets; their layers' names begin with "control".
+        `calls`: look at the U-Net's calls. A compiled U-Net would be compiled anew for the hooks that do so.
         """
         record = Record()
-        self.post("/probe/start", {"indices": indices, "fingerprints": fingerprints, "controls": controls})
+        wanted = {"indices": indices, "fingerprints": fingerprints, "controls": controls, "calls": calls}
+        self.post("/probe/start", wanted)
         try:
             yield record
         finally:

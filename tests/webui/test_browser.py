@@ -241,7 +241,7 @@ def test_the_plan_follows(page, client, tab):
         page.locator("#tabs button", has_text="img2img").first.click()
     open_accordion(page, tab)
     resize(page, tab, width=1024, height=768)
-    wait_for_plan(page, "128 × 96", "42 × 32", tab=tab)
+    wait_for_plan(page, "128 × 96", "48 × 32", tab=tab)
     box = control(page, "factor", tab).locator("input[type=number]")
     box.fill("4")
     box.press("Tab")

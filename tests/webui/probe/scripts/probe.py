@@ -43,7 +43,7 @@ class Probe:
 
     def reset(self):
         self.detach()
-        self.recording = self.indices = self.fingerprints = self.controls = False
+        self.recording = self.looking = self.indices = self.fingerprints = self.controls = False
         self.fault, self.fired = None, False
         self.forget()
 
@@ -58,7 +58,7 @@ class Probe:
 
     def before_unet(self, params):
         """Observe the U-Net that the host is about to call. A switch to a refiner or hires checkpoint may change it."""
-        if not self.recording and self.fault is None:
+        if not self.looking and self.fault is None:
             return
         denoiser = params.denoiser
         if self.denoiser() is not denoiser:
@@ -253,12 +253,13 @@ class Probe:
 
     # ---- routes
 
-    def start(self, indices, fingerprints, controls):
+    def start(self, indices, fingerprints, controls, calls):
         self.forget()
-        self.recording, self.indices, self.fingerprints, self.controls = True, indices, fingerprints, controls
+        self.recording, self.looking = True, calls
+        self.indices, self.fingerprints, self.controls = indices, fingerprints, controls
 
     def stop(self):
-        self.recording = False
+        self.recording = self.looking = False
         for generation in self.generations:
             processed = generation.pop("processed")
             generation.update(comments=processed.comments, infotexts=processed.infotexts)
@@ -533,9 +534,14 @@ def add_routes(demo, app):
     if CHECKPOINTS and (configs := Path(CHECKPOINTS) / "control" / "configs.json").exists():
         shrink_controlnet(configs)
 
-    def start(indices: bool = Body(False), fingerprints: bool = Body(False), controls: bool = Body(False)):
+    def start(
+        indices: bool = Body(False),
+        fingerprints: bool = Body(False),
+        controls: bool = Body(False),
+        calls: bool = Body(True),
+    ):
         with queue_lock:
-            probe.start(indices, fingerprints, controls)
+            probe.start(indices, fingerprints, controls, calls)
 
     def record():
         with queue_lock:

@@ -430,9 +430,13 @@ def _spread(values, digits: int, unit: str = "") -> str:
 
 
 def verdict(results: dict) -> str:
-    """Markdown: the errors of the paper's own factors, of the default and of token merging, scenario by scenario."""
-    heads = [f"as at {size} px: paper, default" for size in SIZES]
-    rows = [f"| | {' | '.join(heads)} | token merging 0.75 |", "|---" * (2 + len(heads)) + "|"]
+    """Markdown: the errors of the paper's own factors, of the default and of token merging, scenario by scenario.
+
+    Token merging has no column as long as it was not drawn.
+    """
+    merged = ["ToMe 0.75"] * any("ToMe 0.75" in summary(cell) for cell in results.values())
+    heads = [*(f"as at {size} px: paper, default" for size in SIZES), *merged]
+    rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for key, cell in results.items():
         found = summary(cell)
         errors = {name: f"{100 * values['error'][0]:.1f} %" for name, values in found.items()}
@@ -440,9 +444,8 @@ def verdict(results: dict) -> str:
         texts = [
             ", ".join(errors.get(name, "–") for name in by_size[size]) if size in by_size else "–" for size in SIZES
         ]
-        rows.append(
-            f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join([*texts, errors.get('ToMe 0.75', '–')])} |"
-        )
+        texts += [errors.get(name, "–") for name in merged]
+        rows.append(f"| {_short(key)} ({len(cell['prompts'])}) | {' | '.join(texts)} |")
     return "\n".join(rows)
 
 
@@ -555,7 +558,7 @@ def sheet(cell: dict, pictures: Path, scenario: Scenario, path: Path) -> None:
             pixels = np.asarray(image.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS))
             error = f"\nlatent error {100 * prompts[prompt][name]['error']:.1f} %" if name in prompts[prompt] else ""
             rows[prompt].append((pixels, name + error))
-    title = "The same seeds: dense, with ToDo and with token merging"
+    title = "The same seeds, drawn dense and by each method"
     save_sheet(path, title, f"{scenario.name}; shown at {SHOWN_SIZE} × {SHOWN_SIZE} px", rows)
 
 

@@ -55,7 +55,7 @@ class Neighbour:
     changes_picture: whether its own effect shows in the image beside ToDo's.
     may_leave: whether some self-attentions may be left to it.
     ready: a function of the run that says why it cannot run there, or returns nothing.
-    repeats: whether it makes the same image again.
+    repeats: whether it makes the same image again, or a function of the run that says so.
     checkpoints: the checkpoints that must have run, if there is more than one.
     shows_todo: whether ToDo's effect shows in the image beside its own.
     """
@@ -72,7 +72,7 @@ class Neighbour:
     changes_picture: bool = True
     may_leave: bool = False
     ready: Callable | None = None
-    repeats: bool = True
+    repeats: bool | Callable = True
     shows_todo: bool = True
     checkpoints: set = dataclasses.field(default_factory=set)
 
@@ -214,7 +214,8 @@ def check(server, cell, neighbour, model, **more):
         raise Red(wrong)
     if neighbour.checkpoints - {a.model for a in record.attentions}:
         raise Red(f"only these checkpoints ran: { {a.model for a in record.attentions} }")
-    if neighbour.repeats and not same(without, again, tolerance):
+    repeats = neighbour.repeats(run) if callable(neighbour.repeats) else neighbour.repeats
+    if repeats and not same(without, again, tolerance):
         raise Red("switched off, the picture is not the one before")
     if neighbour.shows_todo and cell.seen.get("right") and same(without, with_todo, tolerance):
         raise Red("ToDo changes nothing")

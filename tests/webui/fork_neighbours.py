@@ -95,7 +95,13 @@ HOST = [
     host("none", changes_picture=False),
     host("hires fix", hires()),
     host("hires fix with another checkpoint", hires(hr_checkpoint_name="forkb"), checkpoints={"fork", "forkb"}),
-    host("refiner", {**SECOND, "steps": 4}, checkpoints={"fork", "forkb"}),
+    host(
+        "refiner",
+        {**SECOND, "steps": 4},
+        checkpoints={"fork", "forkb"},
+        # without ToDo as well, Neo's image differs after another one with a refiner from one after an image without
+        repeats=lambda run: run.host.name != "Neo",
+    ),
     host(
         "refiner and hires fix",
         hires(**SECOND, steps=4),

@@ -339,6 +339,7 @@ def test_the_plan_of_another_checkpoint(page, client):
         page.locator("#setting_sd_model_checkpoint input").click()
         page.locator("#setting_sd_model_checkpoint li", has_text=checkpoint).first.click()
         control(page, "enabled").locator(".todo-plan td", has_text=grid).first.wait_for(timeout=60_000)
+        page.wait_for_timeout(2000)  # the host is done with the setting a little after the model is loaded
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])

@@ -107,6 +107,7 @@ def test_a_checkpoint_that_is_not_loaded(resting, server):
     titles = [found["title"] for found in server.client.get("/sdapi/v1/sd-models")]
     other = next(title for title in titles if not title.startswith(f"{server.host.model}."))
     open_accordion(resting)
+    resize(resting, width=512, height=512)
     wait_for_plan(resting, "64 × 64")
     box = resting.locator("#setting_sd_model_checkpoint input, .model_selection input").first
     resting.wait_for_timeout(REST)

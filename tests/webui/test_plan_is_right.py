@@ -33,6 +33,9 @@ def test_steps_and_sizes_are_those_that_are_made(resting, server, name):  # noqa
         open_accordion(resting)
         # The last key keeps all depths but the first one dense, so that the line and the plan name one grid a pass.
         paste(resting, f"a cat\n{text}, CFG scale: 7, Seed: 1, ToDo downsample factor: 2, ToDo depths: 1")
+        steps = re.search(r"Steps: (\d+)", text)[1]
+        box = "gradioApp().querySelector('#txt2img_steps input[type=number]')"
+        resting.wait_for_function(f"() => {box}.value === '{steps}'")
         wait_for_plan(resting, "hires pass" if "Hires" in text else "one pass")
         resting.wait_for_timeout(2 * REST)
         plan = control(resting, "enabled").locator(".todo-plan").first.inner_text()

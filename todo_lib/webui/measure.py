@@ -14,7 +14,7 @@ import torch
 from modules import devices, errors, launch_utils, paths, processing, scripts, shared
 
 from ..settings import Settings
-from .hosts import attention_of_host, on_main_thread
+from .hosts import attention_of_host, on_main_thread, unet_of
 from .infotext import to_infotext
 from .live_plan import AFTER_LOADING, PassPlan, paragraph
 from .measured import FAILED, NOT_LOADED, Measured, Timed, to_html
@@ -203,10 +203,10 @@ def report(script: Callable[[], Any], plans: Sequence[PassPlan], settings: Setti
 
 def to_text(found: Sequence[Measured], settings: Settings) -> str:
     """The same in lines of text, with what it was measured on: for an issue of the kind "my card"."""
-    unet = next(shared.sd_model.parameters(), None)
+    weight = next(unet_of(shared.sd_model).parameters(), None)
     details = {
         "device": _device(),
-        "torch": f"{torch.__version__}, {unet.dtype if unet is not None else ''}".removesuffix(", "),
+        "torch": f"{torch.__version__}, {weight.dtype if weight is not None else ''}".removesuffix(", "),
         "attention": attention_of_host(),
         "WebUI": f"{launch_utils.git_tag()}, {Path(paths.script_path).name}",
         "model": shared.sd_model.sd_checkpoint_info.name_for_extra,

@@ -15,9 +15,6 @@ class SDModel:
         self.alphas_cumprod = (1 - betas).cumprod(0).float()
         self.context_dim = context_dim
 
-    def parameters(self):
-        return self.model.diffusion_model.parameters()
-
     def apply_model(self, x, t, cond):
         return self.model.diffusion_model(x, t, cond)
 

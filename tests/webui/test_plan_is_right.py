@@ -28,6 +28,8 @@ def grids(text):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_steps_and_sizes_are_those_that_are_made(resting, server, name):  # noqa: F811
+    if name == "old hires fix" and server.host.name == "Forge":
+        pytest.skip("an image of this size takes Forge's full-size VAE many minutes on a CPU")
     text, options = TEXTS[name]
     with server.client.options(**options):
         open_accordion(resting)

@@ -4,7 +4,7 @@
     tinyxl       SDXL
     control, controlxl  ControlNets for them
     lora         a LoRA for SD 1.x
-    sd3          SD3's kind of model, which has no U-Net
+    sd3, flux    SD3's and Flux's kinds of model, which have no U-Net
 
 Run it with ComfyUI's Python: make_checkpoints.py COMFYUI OUT. OUT gets the folders that ComfyUI's models/ has.
 """
@@ -24,6 +24,7 @@ import comfy.ops  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 from comfy.cldm.cldm import ControlNet  # noqa: E402
+from comfy.ldm.flux.model import Flux, FluxParams  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
@@ -106,3 +107,12 @@ sd3 = OpenAISignatureMMDITWrapper(
     dtype=torch.float32,
 )  # fmt: skip
 save("diffusion_models", "sd3", weights(sd3, ""))
+
+torch.manual_seed(5)
+newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__annotations__ else {}
+flux = Flux(
+    **tiny.TinyFlux.unet_extra_config, in_channels=16, out_channels=16, vec_in_dim=tiny.WIDTH, mlp_ratio=4.0, depth=1,
+    depth_single_blocks=1, **newer, theta=10000, patch_size=2, qkv_bias=True, guidance_embed=False,
+    operations=comfy.ops.disable_weight_init, dtype=torch.float32,
+)  # fmt: skip
+save("diffusion_models", "flux", weights(flux, ""))

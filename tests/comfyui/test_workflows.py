@@ -78,18 +78,19 @@ def test_a_sampling_that_fails_leaves_nothing(client):
     assert one(client, downsampled())["fingerprint"] == report["fingerprint"]
 
 
-def test_a_model_without_a_unet_passes_unchanged_and_the_line_says_why(client):
-    def sd3(todo):
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_model_without_a_unet_passes_unchanged_and_the_line_says_why(client, name):
+    def sampled(todo):
         workflow = Workflow()
         _, clip, _ = workflow.watched()
-        model = workflow.add("UNETLoader", unet_name="sd3.safetensors", weight_dtype="default")
+        model = workflow.add("UNETLoader", unet_name=f"{name}.safetensors", weight_dtype="default")
         model = workflow.add("ProbeWatch", model=model, salt=uuid.uuid4().hex)
         model = workflow.todo(model) if todo else model
         latent = workflow.add("EmptySD3LatentImage", width=128, height=64, batch_size=1)
         workflow.report(model, workflow.sample(model, *workflow.prompts(clip), latent))
         return client.reports(workflow)[0]
 
-    with_todo, without = sd3(True), sd3(False)
+    with_todo, without = sampled(True), sampled(False)
     assert with_todo["finite"] and with_todo["hash"] == without["hash"]
     assert with_todo["texts"][-1][1] == f"{NOTHING}, this model has no U-Net self-attention"
 

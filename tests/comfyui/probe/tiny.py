@@ -78,6 +78,14 @@ class TinySDXL(comfy.supported_models.SDXL):
         return base.ClipTarget(sdxl_clip.SDXLTokenizer, TinyClipSDXL)
 
 
+class TinyFlux(comfy.supported_models.FluxSchnell):
+    """ComfyUI takes Flux for one of full width, so it has to be asked for this one first, by its pooled text."""
+
+    unet_config = {**comfy.supported_models.FluxSchnell.unet_config, "vec_in_dim": WIDTH}
+    unet_extra_config = {"hidden_size": 64, "num_heads": 4, "axes_dim": [4, 6, 6], "context_in_dim": WIDTH}
+
+
 def register():
     """Let ComfyUI recognise these models."""
     comfy.supported_models.models += [TinySD1, TinySDXL]
+    comfy.supported_models.models.insert(0, TinyFlux)

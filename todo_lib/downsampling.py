@@ -43,6 +43,7 @@ class Downsampling:
         self.step = step
         self.report = report
         self.steps = steps
+        self._kept: dict[tuple[int, Grid], Grid] = {}
         self._indices: dict[tuple[Any, ...], torch.Tensor] = {}
         self._number = 0  # of the step that the indices are for
 
@@ -52,7 +53,9 @@ class Downsampling:
 
     def kept_grid(self, depth: int, grid: Grid) -> Grid:
         """The grid (h, w) that is kept of a grid (H, W) at a depth; (H, W) itself where all tokens stay."""
-        return self.settings.kept_grid(depth, grid, self.steps)
+        if (depth, grid) not in self._kept:  # asked for in every call of a projection
+            self._kept[depth, grid] = self.settings.kept_grid(depth, grid, self.steps)
+        return self._kept[depth, grid]
 
     def shorten(self, tokens: torch.Tensor, depth: int, grid: Grid, heads: int = 1) -> torch.Tensor:
         """Keys or values of the kept tokens alone: (B, k * H * W, C) -> (B, k * h * w, C), with one gather.

@@ -67,10 +67,10 @@ class Downsampling:
         """
         step = self.step()
         kept = self.kept_grid(depth, grid)
-        if step is None or not self.is_active(step) or kept == grid:
+        if step is None or kept == grid or not self.settings.in_range(step.position):
             return tokens
-        grids, rest = divmod(int(tokens.shape[1]), grid[0] * grid[1])
-        if rest:
+        grids = int(tokens.shape[1]) // (grid[0] * grid[1])
+        if grids * grid[0] * grid[1] != tokens.shape[1]:
             raise ValueError(
                 f"tokens = {tokens.shape[1]} is not allowed: it must be a multiple of {grid[0]} x {grid[1]}"
             )
@@ -108,8 +108,9 @@ def gather(tokens: torch.Tensor, index: torch.Tensor, heads: int = 1) -> torch.T
     """
     if heads == 1:
         return tokens.index_select(1, index)
-    parts = tokens.unflatten(-1, (heads, -1)).flatten(1, 2)  # B, N * heads, C / heads
-    return parts.index_select(1, index).unflatten(1, (-1, heads)).flatten(2)
+    batch, count, width = tokens.shape
+    parts = tokens.reshape(batch, count * heads, width // heads)
+    return parts.index_select(1, index).reshape(batch, -1, width)
 
 
 def _copied(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -131,14 +131,15 @@ class TransformerHooks:
             if self._grid is None:
                 return None
             size = self._grid[0] * self._grid[1]
-            grids, rest = divmod(int(tokens.shape[1]), size)
-            if reason := Reason.TOKENS if rest or not grids else self._reasons.get(name):
+            grids = int(tokens.shape[1]) // size
+            whole = grids and grids * size == tokens.shape[1]
+            if reason := self._reasons.get(name) if whole else Reason.TOKENS:
                 self._report.leave(name, reason)
                 return None
             if counts:
                 batch, all_keys, width = tokens.shape
                 keys = grids * self._kept[0] * self._kept[1]
-                saved = 2 * int(batch) * size * (int(all_keys) - keys) * int(width)
+                saved = int(2 * batch * size * (all_keys - keys) * width)
                 self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved)
             return self._downsampling.shorten(tokens, self._depth, self._grid, heads)
 

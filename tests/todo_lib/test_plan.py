@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.benchmarks.unets import SDXL
 from tests.todo_lib.unets import SD1, Encoder, at_any_size, call, counted, make_unet, patched
 from todo_lib import DepthPlan, Settings, plan
 from todo_lib.plan import unet_work
@@ -237,39 +236,6 @@ def test_other_linear_layers_count_the_same(kind, pack):
 
 
 # ---- the walk is kept
-
-
-def meta_unet():
-    """SDXL's layout in full size, without weights."""
-    from ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    sizes = {"model_channels": SDXL.channels, "channel_mult": SDXL.multipliers, "attention_resolutions": [2, 4]}
-    with torch.device("meta"):
-        unet = UNetModel(
-            image_size=32, in_channels=4, out_channels=4, num_res_blocks=2, num_head_channels=SDXL.head,
-            use_spatial_transformer=True, transformer_depth=10, context_dim=[SDXL.prompt_width] * 10,
-            use_linear_in_transformer=True, use_checkpoint=False, legacy=False, **sizes,
-        )  # fmt: skip
-    blocks = {SDXL.channels * m: n for m, n in zip(SDXL.multipliers, SDXL.transformers, strict=True) if n}
-    for module in unet.modules():
-        if hasattr(module, "transformer_blocks"):  # ldm makes them all equally deep
-            module.transformer_blocks = module.transformer_blocks[: blocks[module.in_channels]]
-    return unet
-
-
-def test_a_known_unet_is_planned_in_a_moment():
-    """Both passes of hires fix, with the work of each. On the server this may take 5 ms."""
-    unet = meta_unet()
-
-    def both():
-        begin = time.process_time()
-        for size in ((128, 128), (256, 256)):
-            plan(unet, size, Settings())
-            unet_work(unet, size)
-        return time.process_time() - begin
-
-    both()
-    assert min(both() for _ in range(30)) < 0.005
 
 
 def test_a_known_unet_is_not_walked_through_again(monkeypatch):

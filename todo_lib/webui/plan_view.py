@@ -13,13 +13,13 @@ from modules import call_queue, processing, scripts, sd_models, sd_samplers, sha
 from torch import nn
 
 from ..grid import Grid
+from ..samplers import steps_to_come
 from ..settings import Settings, SettingsError
 from . import measure
 from .arguments import NAMES
 from .hosts import unet_of
 from .live_plan import Pass, paragraph, plan_pass, to_html
 from .measured import INTERRUPTED
-from .steps_to_come import steps_to_come
 
 logger = logging.getLogger("ToDo")
 

@@ -29,12 +29,16 @@ def is_too_old(script: type) -> bool:
     return not hasattr(script, "process_before_every_sampling")
 
 
+def place_of_arguments(p: Processing) -> slice | None:
+    """Where the arguments of ToDo's script are among those of all scripts; None where it is not one of them."""
+    scripts = getattr(p.scripts, "alwayson_scripts", ())
+    return next((slice(script.args_from, script.args_to) for script in scripts if script.title() == "ToDo"), None)
+
+
 def arguments_of(p: Processing) -> Sequence[Any]:
     """The arguments of ToDo's script in this processing object; none where it is not among its scripts."""
-    for script in getattr(p.scripts, "alwayson_scripts", ()):
-        if script.title() == "ToDo":
-            return p.script_args[script.args_from : script.args_to]
-    return ()
+    place = place_of_arguments(p)
+    return p.script_args[place] if place else ()
 
 
 def is_plotted(p: Processing) -> bool:

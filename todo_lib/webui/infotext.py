@@ -33,8 +33,8 @@ def to_infotext(settings: Settings) -> dict[str, str]:
 
 
 def texts_for(p: Processing, settings: Settings | None) -> dict[str, str]:
-    """The infotext of the images that p makes with these settings; None stands for wrong arguments."""
-    if settings is None or not settings.enabled:
+    """The infotext of the images that p makes with these settings; None where ToDo takes no part."""
+    if settings is None:
         return {}
     if getattr(p, "txt2img_upscale", False):
         return _of_upscaled(p.firstpass_image, settings)

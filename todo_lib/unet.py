@@ -109,14 +109,14 @@ def modules_in(module: nn.Module) -> dict[nn.Module, str]:
     Unlike that, it does not fail where another thread puts modules in or takes some out meanwhile.
     """
     found: dict[nn.Module, str] = {}
-    waiting = [(module, "")]
-    while waiting:
-        module, path = waiting.pop()
-        if module not in found:
+
+    def visit(module: nn.Module | None, path: str) -> None:
+        if module is not None and module not in found:
             found[module] = path
-            prefix = f"{path}." if path else ""
-            inner = list(module._modules.items())
-            waiting += [(child, f"{prefix}{name}") for name, child in reversed(inner) if child is not None]
+            for name, child in list(module._modules.items()):
+                visit(child, f"{path}.{name}" if path else name)
+
+    visit(module, "")
     return found
 
 

@@ -69,8 +69,8 @@ class TransformerHooks:
         for name, attn in self._attentions.items():
             heads = getattr(attn, "heads", None) or 1
             add(attn.register_forward_pre_hook(partial(self._before_attention, name), with_kwargs=True))
-            add(attn.to_k.register_forward_hook(partial(self._behind_projection, name, heads, True)))
-            add(attn.to_v.register_forward_hook(partial(self._behind_projection, name, heads, False)))
+            add(attn.to_k.register_forward_hook(partial(self._behind_projection, name, heads, counts=True)))
+            add(attn.to_v.register_forward_hook(partial(self._behind_projection, name, heads, counts=False)))
 
     def _before_transformer(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Take the grid of this very call from the transformer's input (B, C, H, W); decide what is kept of it."""
@@ -120,7 +120,7 @@ class TransformerHooks:
             self._reasons[name] = reason
 
     def _behind_projection(
-        self, name: str, heads: int, counts: bool, projection: nn.Module, args: Args, tokens: torch.Tensor
+        self, name: str, heads: int, projection: nn.Module, args: Args, tokens: torch.Tensor, *, counts: bool
     ) -> torch.Tensor | None:
         """Shorten what `to_k` or `to_v` makes: (B, N, C) to (B, n, C).
 

@@ -14,7 +14,7 @@ Value = bool | int | float | str
 
 # Factor 0. Settled by figures, see docs/research.md.
 DENSE = 64  # an image whose largest token grid has up to DENSE x DENSE tokens has little to gain
-KEPT = {10: 64, 15: 48}  # up to so many steps: K, as above K x K tokens a grid keeps about K x K
+KEPT = {5: 80, 10: 64, 15: 48}  # up to so many steps: K, as above K x K tokens a grid keeps about K x K
 KEPT_IN_MORE = 40  # K in more steps, and where their number is not known
 MULTIPLE = 8  # kernels that build the table of scores are slow at other numbers of keys
 WORTHWHILE = 0.8  # a grid of which more than this share would be kept stays whole

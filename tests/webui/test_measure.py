@@ -1,4 +1,4 @@
-"""Measure here, in the page of real hosts: gradio 3 (A1111) and gradio 4 (Forge)."""
+"""Measure here, in the page of a real host. test_pages_of_forks.py has the forks."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page in a real browser rests: how often it asks for the live plan, in gradio 3 (A1111) and gradio 4 (Forge)."""
+"""The page in a real browser rests: how often it asks for the live plan. test_pages_of_forks.py has the forks."""
 
 import pytest
 
@@ -11,14 +11,11 @@ REST = 1500  # milliseconds in which a request would have been sent
 SETTINGS = "ToDo downsample factor: 3.5, ToDo depths: 3, ToDo end: 0.8"
 
 
-@pytest.fixture(params=["A1111", "Forge"])
-def server(request):
-    """The running host, with `client`. It has loaded a checkpoint."""
-    if request.param == "Forge":
-        return request.getfixturevalue("forge")
-    server = request.getfixturevalue("webui")
-    server.client = Client(server.url)
-    return server
+@pytest.fixture
+def server(webui):
+    """The running WebUI, with `client`."""
+    webui.client = Client(webui.url)
+    return webui
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The plan in the page says beforehand what the host then does, in A1111 and in Forge."""
+"""The plan in the page says beforehand what the host then does. test_pages_of_forks.py has the forks."""
 
 import re
 

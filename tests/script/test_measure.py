@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.script.extension import importable, recording
-from tests.script.test_plan_view import ours, text, txt2img
+from tests.script.test_plan_view import img2img, ours, started_by, text, txt2img
 
 BOTH = 2 * 3  # samplings of a pass, dense and downsampled
 STEPS = 1 + 3
@@ -142,6 +142,14 @@ def test_the_card_and_its_memory(measure, device, card):
     assert "dense 0.333 s a step and 4.00 GB, ToDo 0.167 s a step and 2.25 GB" in html
 
 
+def test_the_memory_of_one_side_alone(view):
+    """It does not seem to be that of the other one, which had too little."""
+    measured = view.measure
+    dense, todo = measured.Timed(out_of_memory=True), measured.Timed([0.5], 3 * 2**30)
+    html = measured.to_html([measured.Measured("", 1024, 1024, dense, todo)], "")
+    assert "out of memory 0.5 s – – → 3.00 GB" in text(html)
+
+
 def test_a_pass_in_which_nothing_is_done_is_not_measured(measure):
     _, calls = measure({"passes": "hires"}, hires=True)
     assert {call.size for call in calls} == {(16, 32)}
@@ -222,6 +230,24 @@ def test_any_other_error_is_told(host, measure, swallowed, monkeypatch):
     assert text(html) == "It could not be measured. The log says why."
     ((_, error),) = swallowed()
     assert isinstance(error, ZeroDivisionError)
+
+
+def test_the_button_takes_its_turn_in_the_hosts_queue(host, measure):
+    """A generation that runs goes first, and none begins meanwhile. The button stands in each tab."""
+    queue = host.imported["modules.call_queue"].queue_lock
+    held = []
+    handle = host.base.model.diffusion_model.register_forward_pre_hook(lambda *_: held.append(queue.locked()))
+    try:
+        for tab, hosts in (("txt2img", txt2img(width=128, height=64)), ("img2img", img2img(width=128, height=64))):
+            (button,) = [block for block in host.page.blocks.values() if block.elem_id == f"script_{tab}_todo_measure"]
+            events = enumerate(host.page.get_config_file()["dependencies"])
+            (number,) = [event.get("id", i) for i, event in events if button._id in started_by(event)]
+            state = {"ours": ours(), "host": hosts, "by": False, "image": [0, 0], "checkpoint": ""}
+            html, _ = host.page.fns[number].fn("task(1)", json.dumps(state))
+            assert "128 × 64" in text(html)
+    finally:
+        handle.remove()
+    assert held == [True] * (2 * BOTH * STEPS) and not queue.locked()
 
 
 def test_only_the_measuring_is_interrupted_by_its_button(host, view):

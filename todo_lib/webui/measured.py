@@ -66,9 +66,10 @@ def to_html(found: Sequence[Measured], text: str) -> str:
 
 def _row(one: Measured) -> str:
     name = f"<span>{f'{one.name} pass' if one.name else 'one pass'}</span><br>{one.width} × {one.height}"
-    memory = " → ".join(f"{timed.memory / 2**30:.2f} GB" for timed in (one.dense, one.todo) if timed.memory) or "–"
+    sides = one.dense, one.todo
+    memory = " → ".join(map(_memory, sides)) if any(timed.memory for timed in sides) else "–"
     ratio = f"{one.ratio:.2f}" if one.ratio else "–"
-    cells = "".join(f"<td>{cell}</td>" for cell in (*map(_cell, (one.dense, one.todo)), ratio, memory))
+    cells = "".join(f"<td>{cell}</td>" for cell in (*map(_cell, sides), ratio, memory))
     return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
 
 
@@ -76,6 +77,10 @@ def _cell(timed: Timed) -> str:
     if timed.out_of_memory:
         return "<span>out of memory</span>"
     return f"{timed.step:.3g} s" if timed.steps else "–"
+
+
+def _memory(timed: Timed) -> str:
+    return f"{timed.memory / 2**30:.2f}\N{NO-BREAK SPACE}GB" if timed.memory else "–"
 
 
 def _is_missing(one: Measured) -> bool:

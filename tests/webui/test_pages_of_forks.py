@@ -45,4 +45,4 @@ def test_measure_here(resting, server):  # noqa: F811
 
 @in_forks("Forge")
 def test_interrupt(resting):  # noqa: F811
-    test_measure.test_interrupt(resting)
+    test_measure.test_interrupt(resting, size=320)  # the forks' U-Net is wider

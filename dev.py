@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 FAST_TESTS = ("tests/todo_lib", "tests/script")
+PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup")
 COMPATIBILITY_TESTS = ("tests/webui/test_compatibility.py", "tests/comfyui/test_neighbours.py")
 
 
@@ -87,7 +88,8 @@ def main(command="", *args):
         prepare("tests")
         lint()
         chosen = FAST_TESTS if "--fast" in args else ()
-        run("-m", "pytest", *chosen, *(argument for argument in args if argument != "--fast"))
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of PARALLEL have the other cores
+        run("-m", "pytest", *PARALLEL, *chosen, *(argument for argument in args if argument != "--fast"))
     else:
         sys.exit(__doc__)
 

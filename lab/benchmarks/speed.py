@@ -107,9 +107,9 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
             continue
         inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
         # A GPU chooses its kernels by size, and the first call loads and allocates all that is not there yet.
-        first = inputs if device == "cuda" else make_inputs(layout, 128, 128, device, DTYPES[dtype])
-        for method in methods.values():
-            attempt(unet, first, method, {"seconds": []})
+        first = size if device == "cuda" else 128
+        for method in methods_of(unet, layout, first).values():
+            attempt(unet, make_inputs(layout, first, first, device, DTYPES[dtype]), method, {"seconds": []})
         dense = None
         with blocks_shown(unet, missing) as bar:
             for i, name in pending(found, rounds):

@@ -17,11 +17,13 @@ HERE = Path(__file__).resolve().parent
 NO_COMFYUI = "no ComfyUI"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     skipped = not places()
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.comfyui)
+            item.add_marker(pytest.mark.xdist_group("comfyui"))  # one process, so that no server starts twice
             if skipped:
                 item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
 

@@ -106,6 +106,7 @@ sd3 = OpenAISignatureMMDITWrapper(
     context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": tiny.WIDTH, "out_features": 128}},
     dtype=torch.float32,
 )  # fmt: skip
+torch.nn.init.normal_(sd3.pos_embed)  # a buffer, which is made without values
 save("diffusion_models", "sd3", weights(sd3, ""))
 
 torch.manual_seed(5)

@@ -33,10 +33,13 @@ def is_ours(item):
     return HERE in item.path.parents
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     skipped = find_webui() is None
     for item in filter(is_ours, items):
         item.add_marker(pytest.mark.webui)
+        # Tests with the same checkpoints and servers stay in one process, so that none is made or started twice.
+        item.add_marker(pytest.mark.xdist_group("forks" if "fork_checkpoints" in item.fixturenames else "webui"))
         if skipped:
             item.add_marker(pytest.mark.skip(reason=NO_WEBUI))
 

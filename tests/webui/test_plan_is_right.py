@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from tests.webui.requests_of_page import rest
 from tests.webui.test_browser import control, open_accordion, paste, wait_for_plan
-from tests.webui.test_page_rests import REST, resting, server  # noqa: F401
+from tests.webui.test_page_rests import resting, server  # noqa: F401
 
 HIRES = "Size: 64x64, Hires upscale: 2, Hires upscaler: Latent"
 TEXTS = {
@@ -41,7 +42,8 @@ def test_steps_and_sizes_are_those_that_are_made(resting, server, name):  # noqa
         box = "gradioApp().querySelector('#txt2img_steps input[type=number]')"
         resting.wait_for_function(f"() => {box}.value === '{steps}'")
         wait_for_plan(resting, "hires pass" if "Hires" in text else "one pass")
-        resting.wait_for_timeout(2 * REST)
+        rest(resting)
+        rest(resting)
         plan = control(resting, "enabled").locator(".todo-plan").first.inner_text()
         planned = [int(steps) for steps in re.findall(r"/ (\d+)", plan)]
         tokens = [pair for i, pair in enumerate(grids(plan)) if i % 2 == 0]

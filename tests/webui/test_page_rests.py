@@ -1,4 +1,4 @@
-"""The page in a real browser rests: how often it asks for the live plan. test_pages_of_forks.py has the forks."""
+"""The page in a real browser rests: how often it asks for the live plan. test_page_of_forge.py has Forge."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The plan in the page says beforehand what the host then does. test_pages_of_forks.py has the forks."""
+"""The plan in the page says beforehand what the host then does. test_page_of_forge.py has Forge."""
 
 import re
 

@@ -38,12 +38,12 @@ def test_measure_here(resting, server):  # noqa: F811
     assert set(resting.errors) <= {HOSTS_OWN}
 
 
-def test_interrupt(resting, size=640):  # noqa: F811
+def test_interrupt(resting):  # noqa: F811
     """The button stands there only while it is measured. The host is free afterwards."""
     open_accordion(resting)
     fill(resting, "factor", "2")
-    resize(resting, width=size, height=size)
-    wait_for_plan(resting, f"{size // 8} × {size // 8}")
+    resize(resting, width=384, height=384)
+    wait_for_plan(resting, "48 × 48")
     assert control(resting, "stop").is_hidden()
     control(resting, "measure").click()
     control(resting, "stop").wait_for(state="visible")

@@ -44,4 +44,4 @@ def test_measure_here(resting, server):  # noqa: F811
 
 @in_forge
 def test_interrupt(resting):  # noqa: F811
-    test_measure.test_interrupt(resting, size=320)  # the forks' U-Net is wider
+    test_measure.test_interrupt(resting)

@@ -81,6 +81,9 @@ def _setting(default: Value, label: str, help: str, **spec: Any) -> Any:
     return dataclasses.field(default=default, metadata={"label": label, "help": help, **spec})
 
 
+_FACTOR = {"minimum": 1, "maximum": 8, "step": 0.5, "zero": True}  # what each of the factors may be
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings, in the order of the controls and of the positional API arguments.
@@ -99,10 +102,7 @@ class Settings:
         "Downsample factor",
         "Divides both sides of the largest token grid. 0: chosen from the size and the number of steps.",
         infotext="ToDo downsample factor",
-        minimum=1,
-        maximum=8,
-        step=0.5,
-        zero=True,
+        **_FACTOR,
     )
     max_depth: int = _setting(
         2,
@@ -130,10 +130,7 @@ class Settings:
         "Deeper factor",
         "The factor below depth 1. 0: half of the one above, or chosen likewise. No effect where Max depth is 1.",
         infotext="ToDo deeper factor",
-        minimum=1,
-        maximum=8,
-        step=0.5,
-        zero=True,
+        **_FACTOR,
     )
     passes: str = _setting(
         "both",
@@ -147,10 +144,7 @@ class Settings:
         "Factor in the hires pass",
         "In place of Downsample factor, in the hires pass alone. 0: as the first pass. No effect without hires fix.",
         infotext="ToDo hires factor",
-        minimum=1,
-        maximum=8,
-        step=0.5,
-        zero=True,
+        **_FACTOR,
     )
     moving: bool = _setting(
         True,

@@ -4,11 +4,11 @@ Without an installed WebUI every test here is skipped: `skipped: no WebUI`.
 """
 
 import contextlib
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.servers import cached
 from tests.webui.browser import chromium, find_chromium, open_webui
 from tests.webui.client import Client
 from tests.webui.extensions import APART, arguments_for, fit
@@ -48,12 +48,6 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     if any(isinstance(report.longrepr, tuple) and report.longrepr[2] == f"Skipped: {NO_WEBUI}" for report in skipped):
         terminalreporter.write_line(f"skipped: {NO_WEBUI}")
-
-
-def cached(config, name):
-    """Returns a folder that is kept from one test run to the next."""
-    cache = getattr(config, "cache", None)
-    return cache.mkdir(name) if cache else Path(tempfile.gettempdir()) / f"sd-webui-todo-{name}"
 
 
 @pytest.fixture(scope="session")
@@ -123,15 +117,6 @@ def fork(request, fork_checkpoints, tmp_path_factory, table):
         yield server
 
 
-@pytest.fixture(scope="session")
-def forge(fork_checkpoints, tmp_path_factory, table):
-    """A running Forge. Its page is made by gradio 4."""
-    host = next(host for host in FORKS if host.name == "Forge")
-    data = tmp_path_factory.mktemp("forge") / "data"
-    with running_fork(host, "pytorch", fork_checkpoints, data, table) as server:
-        yield server
-
-
 OTHERWISE = [(host, optimization) for host in FORKS for optimization in [*host.attentions][1:]]
 
 
@@ -196,7 +181,7 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture(scope="session")
-def browser(webui):
+def browser():
     """A headless Chromium (playwright's Browser)."""
     if find_chromium() is None:
         pytest.skip("no Chromium")

@@ -196,7 +196,7 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture(scope="session")
-def browser(webui):
+def browser():
     """A headless Chromium (playwright's Browser)."""
     if find_chromium() is None:
         pytest.skip("no Chromium")

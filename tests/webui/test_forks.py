@@ -181,16 +181,6 @@ def test_infotext(client):
     assert "ToDo" not in client.txt2img(**TINY).infotext
 
 
-def test_an_infotext_in_a_request(client):
-    """It has the settings in place of arguments, fractions too."""
-    todo = {"enabled": True, "factor": 2.5, "max_depth": 3, "end": 0.8, "passes": "first", "moving": False}
-    made = client.txt2img(todo, **TINY)
-    # Without styles, Neo's API fails with every infotext: it asks whether a dictionary is a list[str].
-    again = client.txt2img(infotext=made.infotext, styles=[], **TINY)
-    assert again.infotext == made.infotext and "ToDo downsample factor: 2.5" in made.infotext
-    assert np.array_equal(again.image, made.image)
-
-
 def test_the_page_is_built_without_errors_of_ours(fork):
     log = fork.log_since(0).partition("Startup time:")[0]  # later refusals are logged, too
     assert Client(fork.url).get("/sdapi/v1/script-info")

@@ -104,7 +104,7 @@ def test_what_the_other_extension_writes_stays(saved, todo):
     assert ("ToDo downsample factor: 3" in made.infotext) == todo[0]
 
 
-# ---- Neo's page
+# ---- Neo: its page and its API
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,14 @@ def test_send_to_img2img_in_neo(neo_page):
     neo_page.locator("#html_log_txt2img .comments").wait_for()
     neo_page.locator("#txt2img_send_to_img2img").click()
     wait_for(neo_page, (True, 4, 1, 0, 0.8, 2, "hires", 4, False), "img2img")
+
+
+def test_an_infotext_in_a_request_to_neo(neo):
+    """It has the settings in place of arguments, fractions too, and saved whole numbers cut none off."""
+    request = {"model": "fork", "width": 64, "height": 64, "steps": 3}
+    todo = {"enabled": True, "factor": 2.5, "max_depth": 3, "end": 0.8, "passes": "first", "moving": False}
+    made = neo.client.txt2img(todo, **request)
+    # Without styles, Neo's API fails with every infotext: it asks whether a dictionary is a list[str].
+    again = neo.client.txt2img(infotext=made.infotext, styles=[], **request)
+    assert again.infotext == made.infotext and "ToDo downsample factor: 2.5" in made.infotext
+    assert np.array_equal(again.image, made.image)

@@ -6,7 +6,7 @@ from modules import script_callbacks, scripts
 
 from todo_lib import FIELDS, Settings, SettingsError
 from todo_lib.webui.arguments import values_by_name
-from todo_lib.webui.hosts import is_too_old
+from todo_lib.webui.hosts import arguments_of, is_too_old, place_of_arguments
 
 
 def add_axes():
@@ -38,13 +38,12 @@ def _axis(xyz_grid, field):
 
     def apply(p, x, xs):
         """Set the script's positional argument, as if the control stood at this value."""
-        place = _place(p)
+        first = place_of_arguments(p).start
         args = list(p.script_args)
-        first = args[place.start]
-        if isinstance(first, dict):
-            args[place.start] = {**first, field.name: _value_of(field, x)}
+        if isinstance(args[first], dict):
+            args[first] = {**args[first], field.name: _value_of(field, x)}
         else:
-            args[place.start + FIELDS.index(field)] = _value_of(field, x)
+            args[first + FIELDS.index(field)] = _value_of(field, x)
         p.script_args = args
 
     option = xyz_grid.AxisOption(_label(field.name), kind, apply, confirm=confirm, choices=choices)
@@ -71,16 +70,10 @@ def _value_of(field, x):
     return round(x, 8) if isinstance(x, float) else x  # as the host writes it beside the plot: 0.1 + 0.2 is 0.3
 
 
-def _place(p):
-    """The slice of ToDo's arguments among those of all scripts."""
-    script = next(script for script in p.scripts.alwayson_scripts if script.title() == "ToDo")
-    return slice(script.args_from, script.args_to)
-
-
 def _hints(p):
     """Yield hints that hold for a whole plot with these axes, whichever of its cells people look at."""
     axes = p.todo_axes
-    values = {field.name: field.default for field in FIELDS} | values_by_name(p.script_args[_place(p)])
+    values = {field.name: field.default for field in FIELDS} | values_by_name(arguments_of(p))
     names = ", ".join(map(_label, axes))
     if not (values["enabled"] or "enabled" in axes):
         yield f"{names}: no effect while ToDo is off"

@@ -15,7 +15,7 @@ from server import PromptServer
 
 from . import FIELDS, Patch, Settings, SettingsError, Step
 from .settings import Field
-from .steps import StepSearch, quirks_of
+from .steps import StepSearch
 
 logger = logging.getLogger("ToDo")
 KEY = "ToDo"  # of the wrappers
@@ -108,10 +108,10 @@ class Sampling:
 
     def __init__(self, guider: Any, settings: Settings, noise: Any, sampler: Any, sigmas: Any):
         self.function: Any = getattr(sampler, "sampler_function", None)  # a node's own kind of sampler may have none
-        quirks = quirks_of(getattr(self.function, "__name__", ""))
+        name = getattr(self.function, "__name__", "")
         n, size = len(sigmas) - 1, (int(noise.shape[-2]), int(noise.shape[-1]))
         unet, noise_schedule = map(guider.model_patcher.get_model_object, ("diffusion_model", "model_sampling"))
-        self.steps = StepSearch(quirks, {"sigmas": sigmas}, n, n, noise_schedule.timestep)
+        self.steps = StepSearch(name, {"sigmas": sigmas}, n, n, noise_schedule.timestep)
         self.patch = Patch(unet, settings, self._step, self.steps.number, size)
         self._ours = False  # whether a call with this sampling's options is under way
         wrappers = guider.model_options["transformer_options"]["wrappers"]  # they are gone with the sampling

@@ -69,13 +69,20 @@ class Downsampling:
         kept = self.kept_grid(depth, grid)
         if step is None or kept == grid or not self.settings.in_range(step.position):
             return tokens
-        grids = int(tokens.shape[1]) // (grid[0] * grid[1])
-        if grids * grid[0] * grid[1] != tokens.shape[1]:
+        grids, rest = divmod(int(tokens.shape[1]), grid[0] * grid[1])
+        if rest:
             raise ValueError(
                 f"tokens = {tokens.shape[1]} is not allowed: it must be a multiple of {grid[0]} x {grid[1]}"
             )
+        return self.take(tokens, step.number, grid, kept, grids, heads)
+
+    def take(self, tokens: torch.Tensor, number: int, grid: Grid, kept: Grid, grids: int, heads: int) -> torch.Tensor:
+        """The same where it is decided already that these tokens, some whole grids, are shortened at this step.
+
+        number: of the step.
+        """
         heads = heads if self.settings.moving and tokens.shape[-1] % heads == 0 else 1
-        return gather(tokens, self.index(step.number, grid, kept, grids, heads, tokens.device), heads)
+        return gather(tokens, self.index(number, grid, kept, grids, heads, tokens.device), heads)
 
     def index(
         self, number: int, grid: Grid, kept: Grid, grids: int, heads: int, device: torch.device | str

@@ -6,7 +6,6 @@ same tokens at every step ("nearest-exact"). A moving grid keeps other ones at e
 
 from __future__ import annotations
 
-import functools
 import math
 from fractions import Fraction
 
@@ -25,7 +24,6 @@ SHIFTS = 89
 SHIFT_SHARES = 55, 67
 
 
-@functools.lru_cache  # asked in every call of a spatial transformer, and fractions are slow
 def kept_size(size: int, factor: float) -> int:
     """How many of `size` rows (or columns) a factor of 1 or more keeps: max(1, floor(size / factor)).
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +61,16 @@ class TransformerHooks:
         self._kept: Grid = (0, 0)
         self._reasons: dict[str, Reason] = {}
 
-    def install(self, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-        """Register all hooks, and append the handle of each to this list."""
-        handles.append(self._module.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
-        handles.append(self._module.register_forward_hook(self._after_transformer, always_call=True))
+    def install(self, hooks: ExitStack) -> None:
+        """Register all hooks. They are removed with this stack."""
+        add = hooks.enter_context
+        add(self._module.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
+        add(self._module.register_forward_hook(self._after_transformer, always_call=True))
         for name, attn in self._attentions.items():
             heads = getattr(attn, "heads", None) or 1
-            handles.append(attn.register_forward_pre_hook(self._attention_hook(name), with_kwargs=True))
-            handles.append(attn.to_k.register_forward_hook(self._projection_hook(name, heads, counts=True)))
-            handles.append(attn.to_v.register_forward_hook(self._projection_hook(name, heads, counts=False)))
+            add(attn.register_forward_pre_hook(partial(self._before_attention, name), with_kwargs=True))
+            add(attn.to_k.register_forward_hook(partial(self._behind_projection, name, heads, counts=True)))
+            add(attn.to_v.register_forward_hook(partial(self._behind_projection, name, heads, counts=False)))
 
     def _before_transformer(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Take the grid of this very call from the transformer's input (B, C, H, W); decide what is kept of it."""
@@ -108,39 +111,31 @@ class TransformerHooks:
             work += 2 * (rows * columns) ** 2 * width
         return work
 
-    def _attention_hook(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
-        def before_attention(attn: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            """Note a reason where this call hands the self-attention something that counts on all keys."""
-            if self._grid is None or self._reasons.get(name) is Reason.COMPUTATION:
-                return
-            self._reasons.pop(name, None)
-            if reason := counts_on_all_keys(args, kwargs, self._grid):
-                self._reasons[name] = reason
+    def _before_attention(self, name: str, attn: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        """Note a reason where this call hands the self-attention something that counts on all keys."""
+        if self._grid is None or self._reasons.get(name) is Reason.COMPUTATION:
+            return
+        self._reasons.pop(name, None)
+        if reason := counts_on_all_keys(args, kwargs, self._grid):
+            self._reasons[name] = reason
 
-        return before_attention
+    def _behind_projection(
+        self, name: str, heads: int, projection: nn.Module, args: Args, tokens: torch.Tensor, *, counts: bool
+    ) -> torch.Tensor | None:
+        """Shorten what `to_k` or `to_v` makes: (B, N, C) to (B, n, C).
 
-    def _projection_hook(
-        self, name: str, heads: int, counts: bool
-    ) -> Callable[[nn.Module, Args, torch.Tensor], torch.Tensor | None]:
-        """The hook behind `to_k` or `to_v`: it shortens (B, N, C) to (B, n, C).
-
-        counts: whether it tells the report. One of the two is enough.
+        counts: whether this one tells the report. One of the two is enough.
         """
-
-        def behind_projection(projection: nn.Module, args: Args, tokens: torch.Tensor) -> torch.Tensor | None:
-            if self._grid is None:
-                return None
-            size = self._grid[0] * self._grid[1]
-            grids = int(tokens.shape[1]) // size
-            whole = grids and grids * size == tokens.shape[1]
-            if reason := self._reasons.get(name) if whole else Reason.TOKENS:
-                self._report.leave(name, reason)
-                return None
-            if counts:
-                batch, all_keys, width = tokens.shape
-                keys = grids * self._kept[0] * self._kept[1]
-                saved = int(2 * batch * size * (all_keys - keys) * width)
-                self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved)
-            return self._downsampling.shorten(tokens, self._depth, self._grid, heads)
-
-        return behind_projection
+        if self._grid is None:
+            return None
+        size = self._grid[0] * self._grid[1]
+        grids, rest = divmod(int(tokens.shape[1]), size)
+        if reason := Reason.TOKENS if rest or not grids else self._reasons.get(name):
+            self._report.leave(name, reason)
+            return None
+        if counts:
+            batch, all_keys, width = tokens.shape
+            keys = grids * self._kept[0] * self._kept[1]
+            saved = int(2 * batch * size * (all_keys - keys) * width)
+            self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved)
+        return self._downsampling.take(tokens, self._step.number, self._grid, self._kept, grids, heads)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 
 from .downsampling import Downsampling, Step
@@ -51,7 +51,7 @@ class Patch:
         self._max_depth = settings.max_depth
         self._is_on = False
         self._depths: dict[int, int] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
         self._encoders: list[nn.Module] = []
 
     def __enter__(self) -> Patch:
@@ -114,37 +114,28 @@ class Patch:
         known = known_computations(transformers)
         compiled = compiled_modules(model)
         unhooked = [transformer for transformer in transformers if transformer.depth > self._max_depth]
-        handles: list[torch.utils.hooks.RemovableHandle] = []
-        try:
+        with ExitStack() as hooks:  # where this fails, none of them stays
             for transformer in transformers:
                 if transformer.depth > self._max_depth:
                     continue
                 for name in transformer.foreign:
                     self.report.leave(prefix + name, Reason.COMPUTATION)
                 if compiled.isdisjoint(transformer.module.modules()):
-                    TransformerHooks(transformer, self._downsampling, known, prefix, unhooked).install(handles)
+                    TransformerHooks(transformer, self._downsampling, known, prefix, unhooked).install(hooks)
                     unhooked = []  # counted once
                     continue
                 for name in transformer.attentions:
                     self.report.leave(prefix + name, Reason.COMPILED)
-        except BaseException:
-            _remove(handles)
-            raise
-        self._handles += handles
+            self._hooks.enter_context(hooks.pop_all())
 
     def _tell_of_compiled(self) -> None:
         """Name the layers where hooks were installed, and compiled code that was there before has run without them."""
-        if self._handles and self.report.steps and not self.report.ran and has_run_compiled(self._unet):
+        report = self.report
+        if report.steps and not (report.ran or report.whole) and has_run_compiled(self._unet):
             for transformer in spatial_transformers(self._unet):
                 for name in transformer.attentions if transformer.depth <= self._max_depth else ():
-                    self.report.leave(name, Reason.COMPILED)
+                    report.leave(name, Reason.COMPILED)
 
     def _remove(self) -> None:
         self._encoders.clear()
-        _remove(self._handles)
-
-
-def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
+        self._hooks.close()

@@ -108,17 +108,12 @@ class _Known:
     def __init__(self, unet: nn.Module):
         self.levels: dict[int, _Level] = {}
         self.once = 0
-        self._gone = False
-        # The id of a module that is gone may soon be another's, so it is noted too when one goes.
-        self._alive = {weakref.ref(module, self._note): _inside(module) for module in modules_in(unet)}
-        self._parts = [(reference, inside) for reference, inside in self._alive.items() if inside]
-
-    def _note(self, reference: weakref.ref[nn.Module]) -> None:
-        self._gone = True
+        insides = ((module, _inside(module)) for module in modules_in(unet))
+        self._insides = [(weakref.ref(module), inside) for module, inside in insides if inside]
 
     def is_current(self) -> bool:
         """Whether no module has come, gone or been replaced since."""
-        return not self._gone and all(_inside(module()) == inside for module, inside in self._parts)
+        return all(_inside(reference()) == inside for reference, inside in self._insides)
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -132,9 +127,9 @@ def _known(unet: nn.Module) -> _Known:
     return known
 
 
-def _inside(module: nn.Module | None) -> list[int]:
-    """The ids of the modules inside this one, without those inside them."""
-    return [] if module is None else list(map(id, module._modules.values()))
+def _inside(module: nn.Module | None) -> list[weakref.ref[nn.Module]]:
+    """The modules inside this one, without those inside them."""
+    return [weakref.ref(inner) for inner in children_of(module) if inner is not None]
 
 
 def _walk(unet: nn.Module) -> _Known:
@@ -144,10 +139,10 @@ def _walk(unet: nn.Module) -> _Known:
         level.layers += len(transformer.attentions)
         level.self_channels += sum(map(channels, transformer.attentions.values()))
     inside = set()
-    for block in blocks_of(unet):
-        modules = list(modules_in(block.module))
+    for block, halvings in blocks_of(unet):
+        modules = list(modules_in(block))
         inside.update(modules)
-        _count_block(known, known.levels.setdefault(block.halvings, _Level()), modules)
+        _count_block(known, known.levels.setdefault(halvings, _Level()), modules)
     output = known.levels.setdefault(0, _Level())
     for module in modules_in(unet):
         if module not in inside:

@@ -14,7 +14,7 @@ Value = bool | int | float | str
 
 # Factor 0. Settled by figures, see docs/research.md.
 DENSE = 64  # an image whose largest token grid has up to DENSE x DENSE tokens has little to gain
-KEPT = {10: 64, 15: 48}  # up to so many steps: K, as above K x K tokens a grid keeps about K x K
+KEPT = {5: 80, 10: 64, 15: 48}  # up to so many steps: K, as above K x K tokens a grid keeps about K x K
 KEPT_IN_MORE = 40  # K in more steps, and where their number is not known
 MULTIPLE = 8  # kernels that build the table of scores are slow at other numbers of keys
 WORTHWHILE = 0.8  # a grid of which more than this share would be kept stays whole
@@ -81,6 +81,9 @@ def _setting(default: Value, label: str, help: str, **spec: Any) -> Any:
     return dataclasses.field(default=default, metadata={"label": label, "help": help, **spec})
 
 
+_FACTOR = {"minimum": 1, "maximum": 8, "step": 0.5, "zero": True}  # what each of the factors may be
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings, in the order of the controls and of the positional API arguments.
@@ -99,10 +102,7 @@ class Settings:
         "Downsample factor",
         "Divides both sides of the largest token grid. 0: chosen from the size and the number of steps.",
         infotext="ToDo downsample factor",
-        minimum=1,
-        maximum=8,
-        step=0.5,
-        zero=True,
+        **_FACTOR,
     )
     max_depth: int = _setting(
         2,
@@ -130,10 +130,7 @@ class Settings:
         "Deeper factor",
         "The factor below depth 1. 0: half of the one above, or chosen likewise. No effect where Max depth is 1.",
         infotext="ToDo deeper factor",
-        minimum=1,
-        maximum=8,
-        step=0.5,
-        zero=True,
+        **_FACTOR,
     )
     passes: str = _setting(
         "both",
@@ -147,10 +144,7 @@ class Settings:
         "Factor in the hires pass",
         "In place of Downsample factor, in the hires pass alone. 0: as the first pass. No effect without hires fix.",
         infotext="ToDo hires factor",
-        minimum=1,
-        maximum=8,
-        step=0.5,
-        zero=True,
+        **_FACTOR,
     )
     moving: bool = _setting(
         True,

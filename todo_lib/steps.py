@@ -15,52 +15,21 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .downsampling import Step
+from .samplers import SamplerQuirks, quirks_of
 
 Schedule = dict[str, Any]  # the keyword arguments that a sampling function is called with
 ToTimestep = Callable[[torch.Tensor], torch.Tensor]  # makes a timestep of a noise level, both of shape (1,)
 
 
-@dataclass(frozen=True)
-class SamplerQuirks:
-    """How a sampler's calls of the U-Net differ from "one step for each announced one".
-
-    chooses_steps: it calls the U-Net where and as often as it likes, though given a schedule of steps.
-    over_timesteps: it samples over whole timesteps. Others sample over noise levels.
-    steps_from_last_timestep: it makes a step from the last timestep too. Others stop there.
-    calls_before_second_step: the calls that its first step takes, where later steps take one.
-    """
-
-    chooses_steps: bool = False
-    over_timesteps: bool = False
-    steps_from_last_timestep: bool = False
-    calls_before_second_step: int = 1
-
-
-_QUIRKS = {  # how a sampler's name begins -> its quirks
-    "DDIM": SamplerQuirks(over_timesteps=True),
-    "PLMS": SamplerQuirks(over_timesteps=True, calls_before_second_step=2),
-    "UniPC": SamplerQuirks(over_timesteps=True, steps_from_last_timestep=True),
-    "DPM adaptive": SamplerQuirks(chooses_steps=True),
-    "dpm_adaptive": SamplerQuirks(chooses_steps=True),  # its name in ComfyUI
-    "ODE ": SamplerQuirks(chooses_steps=True),  # reForge's solvers of differential equations
-}
-
-
-def quirks_of(sampler: str) -> SamplerQuirks:
-    """The quirks of the sampler of this name."""
-    return next((quirks for name, quirks in _QUIRKS.items() if sampler.startswith(name)), SamplerQuirks())
-
-
 class StepSearch:
     """Tells which of its own steps a sampling is in.
 
-    quirks: of the sampler.
+    sampler: its name.
     schedule: of its sampling function.
     announced: the steps that the host announces.
     calls: the calls of the model that the host expects in all of them.
@@ -69,7 +38,8 @@ class StepSearch:
     number: of the steps; None where the sampler itself finds it out on its way.
     """
 
-    def __init__(self, quirks: SamplerQuirks, schedule: Schedule, announced: int, calls: int, to_timestep: ToTimestep):
+    def __init__(self, sampler: str, schedule: Schedule, announced: int, calls: int, to_timestep: ToTimestep):
+        quirks = quirks_of(sampler)
         self.number = _number_of_steps(quirks, schedule, announced)
         self._noise = _NoiseSchedule(schedule, to_timestep) if self.number is None else None
         self._loop = _SamplerLoop()

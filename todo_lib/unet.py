@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -41,29 +40,25 @@ def spatial_transformers(unet: nn.Module, depths: dict[int, int] | None = None) 
     depths: halvings -> depth in the U-Net, for a copy of its encoder, which may lack some of the grids. Transformers on
         other grids are left out.
     """
-    found = [(name, module, halvings, *_self_attentions(name, module)) for name, module, halvings in _walk(unet)]
-    found = [entry for entry in found if entry[3] or entry[4]]
+    names = modules_in(unet)
+    found = [
+        SpatialTransformer(names[module], module, halvings, 0, *_self_attentions(names[module], module))
+        for block, halvings in blocks_of(unet)
+        for module in modules_in(block)
+        if module in names and isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList)
+    ]
+    found = [one for one in found if one.attentions or one.foreign]
     if depths is None:
-        depths = {halvings: rank for rank, halvings in enumerate(sorted({entry[2] for entry in found}), start=1)}
-    return [SpatialTransformer(*entry[:3], depths[entry[2]], *entry[3:]) for entry in found if entry[2] in depths]
+        depths = {halvings: rank for rank, halvings in enumerate(sorted({one.halvings for one in found}), start=1)}
+    return [replace(one, depth=depths[one.halvings]) for one in found if one.halvings in depths]
 
 
-@dataclass(frozen=True)
-class Block:
-    """A block of a U-Net.
-
-    halvings: how often the latent has been halved before the grid that it works on.
-    """
-
-    module: nn.Module
-    halvings: int
-
-
-def blocks_of(unet: nn.Module) -> list[Block]:
+def blocks_of(unet: nn.Module) -> list[tuple[nn.Module, int]]:
     """The blocks of a U-Net, or of an encoder copied from one: encoder, middle, decoder.
 
-    The encoder is read block by block. A decoder block works on the grid of the encoder block whose skip connection
-    it takes, the last one first. Distilled models lack some blocks, which are None.
+    With each comes how often the latent has been halved before the grid that it works on. The encoder is read block by
+    block. A decoder block works on the grid of the encoder block whose skip connection it takes, the last one first.
+    Distilled models lack some blocks, which are None.
     """
     halvings = 0
     encoder = []
@@ -72,7 +67,7 @@ def blocks_of(unet: nn.Module) -> list[Block]:
         encoder.append((block, halvings))
     middle = (getattr(unet, "middle_block", None), halvings)
     decoder = zip(children_of(getattr(unet, "output_blocks", None)), (n for _, n in reversed(encoder)), strict=False)
-    return [Block(*pair) for pair in (*encoder, middle, *decoder) if pair[0] is not None]
+    return [(block, halvings) for block, halvings in (*encoder, middle, *decoder) if block is not None]
 
 
 def grid_after(latent_size: Grid, halvings: int) -> Grid:
@@ -114,24 +109,15 @@ def modules_in(module: nn.Module) -> dict[nn.Module, str]:
     Unlike that, it does not fail where another thread puts modules in or takes some out meanwhile.
     """
     found: dict[nn.Module, str] = {}
-    waiting = [(module, "")]
-    while waiting:
-        module, path = waiting.pop()
-        if module not in found:
+
+    def visit(module: nn.Module | None, path: str) -> None:
+        if module is not None and module not in found:
             found[module] = path
-            prefix = f"{path}." if path else ""
-            inner = list(module._modules.items())
-            waiting += [(child, f"{prefix}{name}") for name, child in reversed(inner) if child is not None]
+            for name, child in list(module._modules.items()):
+                visit(child, f"{path}.{name}" if path else name)
+
+    visit(module, "")
     return found
-
-
-def _walk(unet: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """Yield (name, module, halvings before it) of every module with transformer blocks."""
-    names = modules_in(unet)
-    for block in blocks_of(unet):
-        for module in modules_in(block.module):
-            if module in names and isinstance(getattr(module, "transformer_blocks", None), nn.ModuleList):
-                yield names[module], module, block.halvings
 
 
 def _halves(module: nn.Module) -> bool:

@@ -494,10 +494,16 @@ def steps_made(key: str) -> int:
 def ratios(cell: dict, base: str, name: str, figure: str) -> tuple[float, float, float]:
     """(median, least, greatest) over the prompts of a figure of a method, as a share of that of another, `base`.
 
+    Seconds count as a share of those that dense took in the same run, for the two may be of different runs.
+
     nan where no prompt was drawn by both.
     """
+
+    def value(entry: dict) -> float:
+        return entry[figure] / (entry["dense_seconds"] if figure == "seconds" else 1)
+
     found = [
-        entries[name][figure] / entries[base][figure]
+        value(entries[name]) / value(entries[base])
         for entries in cell["prompts"].values()
         if {base, name} <= entries.keys()
     ]

@@ -8,7 +8,7 @@ import torch
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
-from lab.model.parts import LATENT_SCALE, PROMPT_TOKENS, FastAttention
+from lab.model.parts import LATENT_SCALE, PROMPT_TOKENS, FastAttention, make_like_sdxl
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Layout:
     heads: number of attention heads, where `head` does not give it.
     head: channels of an attention head.
     linear: whether spatial transformers begin and end with linear layers, and not with convolutions.
-    size_embedding: width of the vector that is embedded beside the timestep; 0 for none.
+    size_embedding: width of the vector that is embedded beside the timestep; 0 for none. Layouts without one have
+        transformers of one depth.
     """
 
     name: str
@@ -64,14 +65,8 @@ def make_unet(
             use_checkpoint=False,
             legacy=False,
         )
-        blocks = {layout.channels * m: n for m, n in zip(layout.multipliers, layout.transformers, strict=True) if n}
-        for module in unet.modules():
-            if hasattr(module, "transformer_blocks"):  # ldm makes them all equally deep
-                module.transformer_blocks = module.transformer_blocks[: blocks[module.in_channels]]
         if layout.size_embedding:
-            width = 4 * layout.channels
-            unet.num_classes = "sequential"
-            unet.label_emb = nn.Sequential(nn.Linear(layout.size_embedding, width), nn.SiLU(), nn.Linear(width, width))
+            make_like_sdxl(unet, layout.transformers, layout.size_embedding)
     unet.to_empty(device=device).to(dtype).eval().requires_grad_(False)
     if torch.device(device).type != "meta":
         _draw(unet, seed)

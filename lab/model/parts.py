@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -171,22 +172,30 @@ class FastAttention(CrossAttention):
         return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
+def make_like_sdxl(unet: UNetModel, blocks: Sequence[int], size_embedding: int) -> None:
+    """Give ldm's U-Net what SDXL's has beside: transformers of several depths, and an embedding of the picture's size.
+
+    blocks: how many stay in the spatial transformers after 0, 1, 2, ... halvings. ldm makes them all equally deep.
+    size_embedding: width of the vector that is embedded beside the timestep.
+    """
+    for transformer in spatial_transformers(unet):
+        transformer.module.transformer_blocks = transformer.module.transformer_blocks[: blocks[transformer.halvings]]
+    width = 4 * unet.model_channels
+    unet.num_classes = "sequential"
+    unet.label_emb = nn.Sequential(nn.Sequential(nn.Linear(size_embedding, width), nn.SiLU(), nn.Linear(width, width)))
+
+
 class SDXLUNet(UNetModel):
-    """ldm's U-Net with what SDXL has beside: transformers of several depths, and an embedding of the picture's size."""
+    """ldm's U-Net as SDXL has it, only smaller."""
 
     def __init__(self):
         super().__init__(**SDXL_UNET)
+        make_like_sdxl(self, SDXL_BLOCKS, 4 * SIZE_WAVES)
         for transformer in spatial_transformers(self):
-            blocks, heads = (values[transformer.halvings] for values in (SDXL_BLOCKS, SDXL_HEADS))
-            transformer.module.transformer_blocks = transformer.module.transformer_blocks[:blocks]  # ldm's equal depths
+            heads = SDXL_HEADS[transformer.halvings]
             for block in transformer.module.transformer_blocks:
                 for attention in (block.attn1, block.attn2):
                     attention.heads, attention.scale = heads, (attention.to_q.out_features // heads) ** -0.5
-        width = 4 * self.model_channels
-        self.num_classes = "sequential"
-        self.label_emb = nn.Sequential(
-            nn.Sequential(nn.Linear(4 * SIZE_WAVES, width), nn.SiLU(), nn.Linear(width, width))
-        )
 
     def forward(
         self,

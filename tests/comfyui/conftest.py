@@ -11,7 +11,7 @@ import pytest
 from tests.comfyui.client import Client
 from tests.comfyui.server import PACKS, ComfyUI, find_packs, make_checkpoints, places, version_of
 from tests.comfyui.table import Table
-from tests.webui.conftest import cached
+from tests.servers import cached
 
 HERE = Path(__file__).resolve().parent
 NO_COMFYUI = "no ComfyUI"

@@ -3,15 +3,10 @@
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import time
 from pathlib import Path
 
-import requests
-
+from tests.servers import REPOSITORY, Server, make_once, place_extension
 from tests.webui.hosts import python_of
-from tests.webui.server import REPOSITORY, WebUI, environment, free_port, place_extension
 
 HERE = Path(__file__).resolve().parent
 MAKE_CHECKPOINTS = HERE / "make_checkpoints.py"
@@ -47,33 +42,24 @@ def make_checkpoints(root, cache):
     """The folder of the tiny checkpoints, written on first use and kept in the folder `cache`."""
     recipe = [MAKE_CHECKPOINTS.read_bytes(), (HERE / "probe" / "tiny.py").read_bytes(), str(root).encode()]
     folder = cache / hashlib.sha256(b"\0".join(recipe)).hexdigest()[:12]
-    done = folder / "complete"
-    if not done.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [str(python_of(root)), str(MAKE_CHECKPOINTS), str(root), str(folder)]
-        made = subprocess.run(command, env=environment(), capture_output=True, text=True)
-        if made.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
-        done.touch()
-    return folder
+    return make_once(folder, [str(python_of(root)), str(MAKE_CHECKPOINTS), str(root), str(folder)])
 
 
-class ComfyUI(WebUI):
+class ComfyUI(Server):
     """A ComfyUI process with its data (node packs, outputs, settings) in its own folder.
 
     packs: name in its custom_nodes/ folder -> source folder.
     """
 
+    name, ready, answers = "ComfyUI", "To see the GUI go to", "/system_stats"
+
     def __init__(self, root, data, checkpoints, packs=None, arguments=()):
-        self.root, self.data = root, data
-        self.log = data.with_suffix(".log")
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(data, data.with_suffix(".log"))
+        self.root = root
         self.packs = PACKS if packs is None else packs
         self.checkpoints = checkpoints
         self.command = [str(python_of(root)), "main.py", *ARGUMENTS, f"--port={self.port}", f"--base-directory={data}"]
         self.command += [f"--extra-model-paths-config={data / 'models.yaml'}", *arguments]
-        self.process = None
 
     def prepare(self):
         for folder in ("custom_nodes", "input", "output", "user"):
@@ -83,14 +69,3 @@ class ComfyUI(WebUI):
         (self.data / "models.yaml").write_text(json.dumps({"tests": paths}), encoding="utf-8")
         for name, source in self.packs.items():
             place_extension(source, self.data / "custom_nodes" / name)
-
-    def wait(self, timeout):
-        """Return when ComfyUI answers."""
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended with status {self.process.returncode}:\n{self.log_tail()}")
-            if "To see the GUI go to" in self.log_tail():
-                return requests.get(f"{self.url}/system_stats", timeout=60).raise_for_status()
-            time.sleep(0.25)
-        raise RuntimeError(f"ComfyUI did not answer within {timeout} s:\n{self.log_tail()}")

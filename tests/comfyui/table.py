@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.comfyui.server import version_of
-from tests.webui.server import REPOSITORY
+from tests.servers import REPOSITORY
 
 CELLS = Path(__file__).resolve().parent / "compatibility.json"
 PAGE = REPOSITORY / "docs" / "comfyui.md"

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from tests.servers import REPOSITORY
 from tests.webui.browser import chromium, find_chromium
-from tests.webui.server import REPOSITORY
 
 pytestmark = pytest.mark.slow
 

@@ -109,7 +109,7 @@ def test_a_compiled_model_is_left_dense_and_the_line_says_so(client, todo_last):
     assert all(keys(call) == {(KEPT, KEPT)} for call in one(client, downsampled())["calls"])
 
 
-@pytest.mark.parametrize(("steps", "kept"), [(1, "56x72"), (16, "40x40")])
+@pytest.mark.parametrize(("steps", "kept"), [(6, "56x72"), (16, "40x40")])
 def test_auto_keeps_a_number_of_tokens_that_depends_on_the_steps(client, comfyui, steps, kept):
     """The probe ends the sampling early, as large pictures take long. The line is there nevertheless."""
     position = comfyui.log_size()

@@ -199,7 +199,7 @@ def test_lists_that_are_not_for_todo(run, caplog, args, warned):
 def test_refusals_leave_no_infotext(run, host):
     p = run.prepare("txt2img", {"enabled": True, "factor": 9})
     p.is_api = True
-    with pytest.raises(host.todo.SettingsError):
+    with pytest.raises(host.todo.arguments.SettingsError):
         host.processing.process_images(p)
     assert p.extra_generation_params == {}
     assert p.comments == {}

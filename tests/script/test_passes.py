@@ -90,15 +90,15 @@ def test_depths_in_both_passes(run):
 
 
 def test_auto_chooses_by_the_size_of_each_pass(host, run):
-    """16x16 tokens stay whole. Of 80x80 a pass of one step keeps 64x64."""
+    """16x16 tokens stay whole. Of 96x96 a pass of one step keeps 80x80."""
     host.shared.checkpoint = make_model(host, "base", num_heads=1)
     run.models = [host.shared.checkpoint]
-    fields = {"enable_hr": True, "width": 128, "height": 128, "hr_scale": 5, "steps": 1}
+    fields = {"enable_hr": True, "width": 128, "height": 128, "hr_scale": 6, "steps": 1}
     job = run.txt2img({"factor": 0}, **fields)
-    assert [(call.size, call.top) for call in job.calls] == [((16, 16), 16 * 16), ((80, 80), 64 * 64)]
+    assert [(call.size, call.top) for call in job.calls] == [((16, 16), 16 * 16), ((96, 96), 80 * 80)]
     first, hires = job.comment.split("; ")
     assert "factor is 1" in first
-    assert "1 of 1 steps [depth 1: 80x80 tokens, keys from 64x64 (3 layers)]" in hires
+    assert "1 of 1 steps [depth 1: 96x96 tokens, keys from 80x80 (3 layers)]" in hires
 
 
 @pytest.mark.parametrize(("width", "height"), [(72, 40), (40, 104), (8, 64)])

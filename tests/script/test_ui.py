@@ -220,7 +220,7 @@ def test_reload_ui(host, run):
     reload_ui(host)
     assert host.todo is not former
     assert host.todo.FIELDS is not former.FIELDS, "todo_lib was not loaded anew"
-    assert host.todo.SettingsError is host.todo.arguments.SettingsError
+    assert host.todo.FIELDS is host.todo.arguments.FIELDS
     job = run.txt2img({"end": 0.5})
     assert job.down == [True, True, False, False]
     labels = [option.label for option in host.xyz.axis_options]

@@ -77,8 +77,8 @@ def test_tokens_that_are_not_whole_grids_are_refused():
 
 
 def test_the_automatic_grid_follows_the_steps_of_the_pass():
-    kept = [downsampling(steps=steps, factor=0).kept_grid(1, (128, 128)) for steps in (4, 12, 30, None)]
-    assert kept == [(64, 64), (48, 48), (40, 40), (40, 40)]
+    kept = [downsampling(steps=steps, factor=0).kept_grid(1, (128, 128)) for steps in (4, 8, 12, 30, None)]
+    assert kept == [(80, 80), (64, 64), (48, 48), (40, 40), (40, 40)]
 
 
 def test_an_index_is_kept_for_its_step_alone():

@@ -260,8 +260,10 @@ STEPS = st.none() | st.integers(0, 150)
 
 
 def most_keys(steps):
-    """K as the contract has it."""
-    return 64 if steps is not None and steps <= 10 else 48 if steps is not None and steps <= 15 else 40
+    """K as the documents have it."""
+    if steps is None or steps > 15:
+        return 40
+    return 48 if steps > 10 else 64 if steps > 5 else 80
 
 
 @given(st.integers(1, 4), SIDES, SIDES, STEPS)
@@ -288,11 +290,15 @@ def test_the_automatic_grid(depth, height, width, steps):
         ((128, 128), 15, (48, 48)),
         ((128, 128), 11, (48, 48)),
         ((128, 128), 10, (64, 64)),
-        ((128, 128), 4, (64, 64)),
+        ((128, 128), 6, (64, 64)),
+        ((128, 128), 5, (80, 80)),
+        ((128, 128), 4, (80, 80)),
+        ((80, 80), 4, (80, 80)),
         ((96, 160), 20, (32, 48)),
         ((64, 64), 20, (64, 64)),
         ((72, 64), 20, (40, 40)),
         ((72, 64), 8, (72, 64)),  # 64 x 64 would be 89 %
+        ((88, 88), 4, (88, 88)),  # 80 x 80 would be 83 %
         ((7, 900), 20, (7, 456)),
         ((2048, 2048), 20, (40, 40)),
     ],

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from todo_lib.steps import StepSearch, quirks_of
+from todo_lib.steps import StepSearch
 
 
 def search_in(schedule, name="Euler", steps=4, calls=4):
-    return StepSearch(quirks_of(name), schedule, steps, calls, lambda level: level)
+    return StepSearch(name, schedule, steps, calls, lambda level: level)
 
 
 def trange(n):

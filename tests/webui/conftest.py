@@ -4,11 +4,11 @@ Without an installed WebUI every test here is skipped: `skipped: no WebUI`.
 """
 
 import contextlib
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.servers import cached
 from tests.webui.browser import chromium, find_chromium, open_webui
 from tests.webui.client import Client
 from tests.webui.extensions import APART, arguments_for, fit
@@ -48,12 +48,6 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     if any(isinstance(report.longrepr, tuple) and report.longrepr[2] == f"Skipped: {NO_WEBUI}" for report in skipped):
         terminalreporter.write_line(f"skipped: {NO_WEBUI}")
-
-
-def cached(config, name):
-    """Returns a folder that is kept from one test run to the next."""
-    cache = getattr(config, "cache", None)
-    return cache.mkdir(name) if cache else Path(tempfile.gettempdir()) / f"sd-webui-todo-{name}"
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.servers import environment
 from tests.webui.compatibility import Neighbour
-from tests.webui.server import HERE, environment, find_webui, python_of
+from tests.webui.hosts import python_of
+from tests.webui.server import HERE, find_webui
 
 TILES = "tiles the sampler"
 RESIZES = "resizes inside the U-Net"

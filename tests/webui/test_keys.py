@@ -55,11 +55,12 @@ def test_factor_1_and_switched_off_are_dense_to_the_bit(client, model):
     ("model", "size", "steps", "kept"),
     [
         ("tiny", (512, 512), 16, {}),
-        ("tiny", (768, 512), 1, {1: (56, 80)}),
+        ("tiny", (768, 512), 6, {1: (56, 80)}),
+        ("tiny", (768, 768), 5, {1: (80, 80)}),
         ("tiny", (768, 768), 10, {1: (64, 64)}),
         ("tiny", (768, 768), 11, {1: (48, 48)}),
         ("tiny", (768, 768), 16, {1: (40, 40), 2: (40, 40)}),
-        ("tinyxl", (1280, 1280), 2, {1: (64, 64)}),
+        ("tinyxl", (1280, 1280), 6, {1: (64, 64)}),
     ],
 )
 def test_factor_0_is_chosen_from_the_size_and_the_steps(client, model, size, steps, kept):

@@ -99,10 +99,10 @@ def refuse_early(p: Processing, args: Sequence[Any], state: Any) -> None:
         p.comment(str(error))
         if not state.interrupted:  # by the user, who then wants no other cell either
             state.interrupted = True
-            vars(p)["todo_refused"] = True
+            p.todo_refused = True
 
 
 def go_on(p: Processing, state: Any) -> None:
     """Let the other cells of a plot be made after one that was refused."""
-    if vars(p).pop("todo_refused", False) and is_plotted(p):
+    if p.__dict__.pop("todo_refused", False) and is_plotted(p):
         state.interrupted = False

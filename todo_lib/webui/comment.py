@@ -49,7 +49,7 @@ def begin(p: Processing) -> None:
     The host shows the comments of the first cell alone under a plot.
     """
     if is_plotted(p) and not hasattr(p, "todo_cell"):  # copies of a cell belong to it
-        vars(p)["todo_cell"] = "other cells" if _line_of(p) else "first cell"
+        p.todo_cell = "other cells" if _line_of(p) else "first cell"
 
 
 def tell(p: Processing, name: str, text: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -25,7 +25,7 @@ class EncoderWatch:
     def __init__(self, found: Callable[[nn.Module], None]):
         self._found = found
         self._first_layers: set[nn.Module] = set()
-        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._hook = ExitStack()
 
     def start(self, unet: nn.Module) -> None:
         """Watch until the U-Net's first layer runs, or until `stop`. A U-Net without `input_blocks` is not watched."""
@@ -33,13 +33,11 @@ class EncoderWatch:
         if hasattr(unet, "input_blocks"):
             # Some hosts never call the first block, but one after the other what is in it.
             self._first_layers = set(unet.input_blocks[0].modules())
-            self._handle = register_module_forward_pre_hook(self._before_module)
+            self._hook.enter_context(register_module_forward_pre_hook(self._before_module))
 
     def stop(self) -> None:
         """Watch no longer, and remove the hook."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._hook.close()
 
     def _before_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if module in self._first_layers:

@@ -7,54 +7,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+Processing = Any
+"""The host's processing object `p`."""
 
-class Denoiser(Protocol):
-    """The used part of the host's CFGDenoiser, the function that a sampler calls once or more often in a step.
+Sampler = Any
+"""A sampler of the host, for one generation. Its `func` is the sampling function that it is about to run, and
+`model_wrap_cfg` its denoiser."""
 
-    step: the calls made so far.
-    steps: the steps that the host announces.
-    total_steps: the calls that the host expects.
-    inner_model: the host's wrapper of the model.
-    """
-
-    step: int
-    steps: int
-    total_steps: int
-    inner_model: Any
-
-
-class Sampler(Protocol):
-    """The used part of a sampler of the host.
-
-    func: the sampling function that it is about to run.
-    config: has the sampler's `name`.
-    p: the processing object that it samples for.
-    model_wrap_cfg: its denoiser.
-    """
-
-    func: Callable[..., Any]
-    config: Any
-    p: Any
-    model_wrap_cfg: Denoiser
-
-
-class Processing(Protocol):
-    """The used part of the host's processing object `p`."""
-
-    comments: dict[str, int]
-    extra_generation_params: dict[str, Any]
-    firstpass_image: Any
-    sampler: Sampler
-    sample: Callable[..., Any]
-    scripts: Any
-    script_args: Sequence[Any]
-
-    def comment(self, text: str) -> None: ...
+Denoiser = Any
+"""The host's CFGDenoiser, the function that a sampler calls once or more often in a step. Its `step` counts the calls
+so far, `steps` are the steps that the host announces, and `total_steps` the calls that it expects."""
 
 
 def is_too_old(script: type) -> bool:
@@ -62,12 +29,16 @@ def is_too_old(script: type) -> bool:
     return not hasattr(script, "process_before_every_sampling")
 
 
+def place_of_arguments(p: Processing) -> slice | None:
+    """Where the arguments of ToDo's script are among those of all scripts; None where it is not one of them."""
+    scripts = getattr(p.scripts, "alwayson_scripts", ())
+    return next((slice(script.args_from, script.args_to) for script in scripts if script.title() == "ToDo"), None)
+
+
 def arguments_of(p: Processing) -> Sequence[Any]:
     """The arguments of ToDo's script in this processing object; none where it is not among its scripts."""
-    for script in getattr(p.scripts, "alwayson_scripts", ()):
-        if script.title() == "ToDo":
-            return p.script_args[script.args_from : script.args_to]
-    return ()
+    place = place_of_arguments(p)
+    return p.script_args[place] if place else ()
 
 
 def is_plotted(p: Processing) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import __version__
-from ..settings import FIELDS, Field, Settings, SettingsError, Value
+from ..settings import FIELDS, Field, Settings, Value
 from .hosts import Processing
 
 _FIELDS: dict[str, Field] = {field.infotext: field for field in FIELDS if field.infotext}
@@ -33,8 +33,8 @@ def to_infotext(settings: Settings) -> dict[str, str]:
 
 
 def texts_for(p: Processing, settings: Settings | None) -> dict[str, str]:
-    """The infotext of the images that p makes with these settings; None stands for wrong arguments."""
-    if settings is None or not settings.enabled:
+    """The infotext of the images that p makes with these settings; None where ToDo takes no part."""
+    if settings is None:
         return {}
     if getattr(p, "txt2img_upscale", False):
         return _of_upscaled(p.firstpass_image, settings)
@@ -66,13 +66,13 @@ def write(p: Processing, settings: Settings | None) -> None:
     Nothing is touched where the infotext has them already. Otherwise p gets a dictionary of its own: copies of one p
     share theirs, such as the cells of an X/Y/Z plot.
     """
-    texts, before = texts_for(p, settings), vars(p).get("todo_infotext", {})
+    texts, before = texts_for(p, settings), getattr(p, "todo_infotext", {})
     if texts == before and texts.items() <= p.extra_generation_params.items():
         return
     others = p.extra_generation_params.items()
     kept = {key: value for key, value in others if key not in before or value != before[key]}
     p.extra_generation_params = {**kept, **texts}
-    vars(p)["todo_infotext"] = texts
+    p.todo_infotext = texts
 
 
 def from_infotext(params: Mapping[str, Any]) -> Settings:
@@ -94,9 +94,9 @@ def _from_other_extension(params: Mapping[str, Any]) -> Settings:
     if THEIR_FACTOR not in params:
         return Settings()
     keys = {THEIR_FACTOR: "factor", "ToDo max depth": "max_depth", "ToDo disable after": "end"}
-    values: dict[str, Any] = {name: _number(name, params[key]) for key, name in keys.items() if key in params}
-    deeper = _number("deeper_factor", params.get("ToDo factor2", 1))
-    if deeper > 1:
+    values: dict[str, Any] = {name: _number(params[key]) for key, name in keys.items() if key in params}
+    deeper = _number(params.get("ToDo factor2", 1))
+    if isinstance(deeper, str) or deeper > 1:
         values.update(deeper_factor=deeper, max_depth=2)
     elif values.setdefault("max_depth", 1) > 1:
         values["deeper_factor"] = values["factor"]
@@ -116,12 +116,12 @@ def _value(field: Field, text: Any) -> Any:
         return {"True": True, "False": False}.get(text, text)
     if field.name == "factor" and text == _AUTO:
         return 0
-    return _number(field.name, text)
+    return _number(text)
 
 
-def _number(name: str, text: Any) -> float:
+def _number(text: Any) -> float | str:
+    """The number in a text; where there is none the text itself, which `Settings` refuses."""
     try:
         return float(text)
     except (TypeError, ValueError):
-        field = next(field for field in FIELDS if field.name == name)
-        raise SettingsError(f"ToDo: {name} = {text!r} is not allowed: it must be {field.allowed}") from None
+        return str(text)

@@ -5,7 +5,7 @@ Each phrase is a text of its own, and each number another one: the WebUI's local
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -123,9 +123,16 @@ def to_html(passes: Sequence[PassPlan]) -> str:
     words = "".join(_words(passes))
     if not any(one.depths for one in passes):
         return words
-    heads = "".join(f"<th scope='col'>{text}</th>" for text in HEADS)
-    rows = "".join(_row(one) for one in passes)
-    return f"<table class='todo-plan'><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{words}"
+    return table(HEADS, map(_row, passes)) + words
+
+
+def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of HTML, a row for each pass. The first cell of a row names it."""
+    head = "".join(f"<th scope='col'>{text}</th>" for text in heads)
+    body = ""
+    for name, *cells in rows:
+        body += f"<tr><th scope='row'>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<table class='todo-plan'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def paragraph(*texts: str) -> str:
@@ -133,11 +140,15 @@ def paragraph(*texts: str) -> str:
     return "<p class='todo-verdict'>" + " ".join(f"<span>{escape(text)}</span>" for text in texts) + "</p>"
 
 
-def _row(one: PassPlan) -> str:
-    name = f"<span>{_name(one) or 'one pass'}</span>"
+def pass_name(name: str) -> str:
+    """The name of a pass in the first cell of its row."""
+    return f"<span>{f'{name} pass' if name else 'one pass'}</span>"
+
+
+def _row(one: PassPlan) -> list[str]:
+    name = pass_name(one.planned.name)
     if not one.depths:
-        cells = "<td>–</td>" * (len(HEADS) - 1)
-        return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
+        return [name] + ["–"] * (len(HEADS) - 1)
     works = not one.why_not
     left = round(100 * (1 - one.saved))
     shown = one.downsampled if works else one.depths[:1]
@@ -149,12 +160,7 @@ def _row(one: PassPlan) -> str:
     else:
         steps = f"{one.steps if works else 0} / {one.planned.steps}"
     bar = f"<div class='todo-bar' role='presentation'><div style='width: {left}%'></div></div>"
-    cells = "".join(f"<td>{cell}</td>" for cell in (tokens, keys, layers, steps, f"{bar}<span>{left} %</span>"))
-    return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
-
-
-def _name(one: PassPlan) -> str:
-    return one.planned.name and f"{one.planned.name} pass"
+    return [name, tokens, keys, layers, steps, f"{bar}<span>{left} %</span>"]
 
 
 def _grid(grid: Grid) -> str:
@@ -168,7 +174,7 @@ def _words(passes: Sequence[PassPlan]) -> Iterator[str]:
         yield paragraph(*max(zip(passes, said, strict=True), key=lambda pair: pair[0].self_attention)[1])
         return
     for one, texts in zip(passes, said, strict=True):
-        yield paragraph(f"{_name(one)}:", *texts)
+        yield paragraph(f"{one.planned.name} pass:", *texts)
 
 
 def _verdict(one: PassPlan) -> tuple[str, ...]:

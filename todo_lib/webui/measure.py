@@ -113,7 +113,7 @@ def measure(script: Callable[[], Any], plans: Sequence[PassPlan]) -> list[Measur
     found = []
     for plan in plans:
         height, width = (side * processing.opt_f for side in plan.planned.latent or (0, 0))
-        one = Measured(plan.planned.name, width, height, Timed(), Timed())
+        one = Measured(plan.planned.name, width, height)
         found.append(one)
         always = dataclasses.replace(plan.settings, enabled=True, start=0.0, end=1.0, passes="both", hires_factor=0.0)
         begin = time.monotonic()
@@ -179,11 +179,10 @@ def _last_prompt_kept() -> Iterator[None]:
 # ---- what people read
 
 
-def report(script: Callable[[], Any], plans: Sequence[PassPlan], settings: Settings) -> str:
+def report(script: Callable[[], Any], plans: Sequence[PassPlan]) -> str:
     """Measure the passes in which something will be downsampled. Returns what was measured, or why nothing was.
 
     script: makes a new one of ToDo's scripts.
-    settings: as they stand.
     """
     worth = [plan for plan in plans if not plan.why_not]
     if not worth:
@@ -195,10 +194,10 @@ def report(script: Callable[[], Any], plans: Sequence[PassPlan], settings: Setti
             found = on_main_thread(lambda: measure(script, worth))
     except Exception:
         errors.report("ToDo could not measure", exc_info=True)
+        found = None
+    if not found:  # Forge's main thread prints the error itself, and returns nothing
         return paragraph(FAILED)
-    if not found:  # Forge's main thread has printed the error
-        return paragraph(FAILED)
-    return to_html(found, to_text(found, settings))
+    return to_html(found, to_text(found, plans[0].settings))  # the hires pass may have a factor of its own
 
 
 def to_text(found: Sequence[Measured], settings: Settings) -> str:

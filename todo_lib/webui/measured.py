@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from .live_plan import paragraph
+from .live_plan import paragraph, pass_name, table
 
 NOT_LOADED = "No model is loaded yet: make an image first."
 INTERRUPTED = "It was interrupted."
@@ -44,8 +44,8 @@ class Measured:
     name: str
     width: int
     height: int
-    dense: Timed
-    todo: Timed
+    dense: Timed = field(default_factory=Timed)
+    todo: Timed = field(default_factory=Timed)
 
     @property
     def ratio(self) -> float:
@@ -55,21 +55,17 @@ class Measured:
 
 def to_html(found: Sequence[Measured], text: str) -> str:
     """What was measured as a table, a row for each pass, and the text to copy."""
-    heads = "".join(f"<th scope='col'>{head}</th>" for head in HEADS)
-    rows = "".join(map(_row, found))
-    table = f"<table class='todo-plan'><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     interrupted = paragraph(INTERRUPTED) if any(_is_missing(one) for one in found) else ""
     explained = paragraph("Median times of sampling steps with this model, dense and downsampled in turns.")
     copied = f"<details><summary>Text to copy</summary><pre class='todo-copy'>{escape(text)}</pre></details>"
-    return f"{table}{interrupted}{explained}{copied}"
+    return f"{table(HEADS, map(_row, found))}{interrupted}{explained}{copied}"
 
 
-def _row(one: Measured) -> str:
-    name = f"<span>{f'{one.name} pass' if one.name else 'one pass'}</span><br>{one.width} × {one.height}"
+def _row(one: Measured) -> list[str]:
+    name = f"{pass_name(one.name)}<br>{one.width} × {one.height}"
     memory = " → ".join(f"{timed.memory / 2**30:.2f} GB" for timed in (one.dense, one.todo) if timed.memory) or "–"
     ratio = f"{one.ratio:.2f}" if one.ratio else "–"
-    cells = "".join(f"<td>{cell}</td>" for cell in (*map(_cell, (one.dense, one.todo)), ratio, memory))
-    return f"<tr><th scope='row'>{name}</th>{cells}</tr>"
+    return [name, _cell(one.dense), _cell(one.todo), ratio, memory]
 
 
 def _cell(timed: Timed) -> str:

@@ -13,13 +13,13 @@ from modules import call_queue, processing, scripts, sd_models, sd_samplers, sha
 from torch import nn
 
 from ..grid import Grid
+from ..samplers import steps_to_come
 from ..settings import Settings, SettingsError
 from . import measure
 from .arguments import NAMES
 from .hosts import unet_of
-from .live_plan import Pass, paragraph, plan_pass, to_html
+from .live_plan import Pass, PassPlan, paragraph, plan_pass, to_html
 from .measured import INTERRUPTED
-from .steps_to_come import steps_to_come
 
 logger = logging.getLogger("ToDo")
 
@@ -27,9 +27,8 @@ logger = logging.getLogger("ToDo")
 SIZES = ("width", "height")
 STEPS = ("sampler", "steps")
 HIRES_SIZES = ("hr_scale", "hr_width", "hr_height")
-HIRES_STEPS = ("hr_steps", "denoising")
 IMG2IMG = (*SIZES, *STEPS, "denoising", "scale")
-TXT2IMG = (*SIZES, *STEPS, "hires", *HIRES_SIZES, *HIRES_STEPS)
+TXT2IMG = (*SIZES, *STEPS, "hires", *HIRES_SIZES, "hr_steps", "denoising")
 
 GREYED = ("deeper_factor", "passes", "hires_factor")  # where they have no effect
 SAME = ("Use same sampler", "Use same scheduler", "Use same checkpoint", None)
@@ -107,7 +106,7 @@ def answer(tab: str, state: str) -> str:
         if name not in hosts:
             _tell_once(f"ToDo: the plan of {tab} goes without {name!r}, which this WebUI's page does not have")
     hires = bool(hosts.get("hires"))
-    return json.dumps({"plan": _plan(page, hosts), "effects": [page["ours"]["max_depth"] > 1, hires, hires]})
+    return json.dumps({"plan": _plan(page), "effects": [page["ours"]["max_depth"] > 1, hires, hires]})
 
 
 def measured(script: Callable[[], Any], task: str, state: str) -> tuple[str, str]:
@@ -116,15 +115,12 @@ def measured(script: Callable[[], Any], task: str, state: str) -> tuple[str, str
     task: the host's name of this job.
     state: see javascript/todo_plan.js.
     """
-    page = json.loads(state)
     if task in _stopped:
         return paragraph(INTERRUPTED), ""
     try:
-        settings = _settings(page)
+        return measure.report(script, _plans(json.loads(state))), ""
     except SettingsError as error:
         return paragraph(str(error)), ""
-    plans = [plan_pass(one, settings) for one in passes_of(page, page["host"])]
-    return measure.report(script, plans, settings), ""
 
 
 _stopped: set[str] = set()  # tasks that are not to begin, which wait for the generation that runs
@@ -142,37 +138,38 @@ def _tell_once(message: str) -> None:
     logger.warning(message)
 
 
-def _plan(page: Mapping[str, Any], hosts: dict[str, Any]) -> str:
+def _plan(page: Mapping[str, Any]) -> str:
     try:
-        settings = _settings(page)
+        plans = _plans(page)
     except SettingsError as error:
         return paragraph(str(error))
-    if "scale" in hosts and page["by"] and not all(page["image"]):
+    if "scale" in page["host"] and page["by"] and not all(page["image"]):
         return paragraph("The size follows from the image.")
-    passes = [plan_pass(one, settings) for one in passes_of(page, hosts)]
-    html = to_html(passes)
+    html = to_html(plans)
     # a sign for the page to ask again
-    return f"<div class='todo-waiting'>{html}</div>" if passes[0].planned.unet is None else html
+    return f"<div class='todo-waiting'>{html}</div>" if plans[0].planned.unet is None else html
 
 
-def _settings(page: Mapping[str, Any]) -> Settings:
-    return Settings(enabled=True, **{name: page["ours"][name] for name in NAMES[1:]})
+def _plans(page: Mapping[str, Any]) -> list[PassPlan]:
+    """The plans of the passes that the host would make. Raises SettingsError."""
+    settings = Settings(enabled=True, **{name: page["ours"][name] for name in NAMES[1:]})
+    return [plan_pass(one, settings) for one in _passes(page)]
 
 
-def passes_of(page: Mapping[str, Any], hosts: dict[str, Any]) -> list[Pass]:
+def _passes(page: Mapping[str, Any]) -> list[Pass]:
     """The passes that the host would make with these values of its controls.
 
-    page: see javascript/todo_plan.js.
-    hosts: name -> value. A control that the page lacks is missing here, and what it decides is unknown.
+    page: see javascript/todo_plan.js. A control that the page lacks is missing, and what it decides is unknown.
     """
+    hosts: dict[str, Any] = page["host"]
     unet = _unet(page["checkpoint"] or shared.opts.sd_model_checkpoint)
     if not hosts.get("hires"):
-        size = _known(hosts, SIZES)
-        if "scale" in hosts and page["by"]:
-            size = [int(side * hosts["scale"]) for side in page["image"]]
-        steps = _steps(hosts, hosts.get("scheduler"), STEPS)
-        if "scale" in hosts:
-            steps = _steps(hosts, hosts.get("scheduler"), (*STEPS, "denoising"), shared.opts.img2img_fix_steps)
+        size, names = _known(hosts, SIZES), [*STEPS]
+        if "scale" in hosts:  # img2img
+            names.append("denoising")
+            if page["by"]:
+                size = [int(side * hosts["scale"]) for side in page["image"]]
+        steps = _steps(hosts, hosts.get("scheduler"), names, shared.opts.img2img_fix_steps)
         return [Pass("", _latent(*size) if size else None, steps, unet)]
     latents = _hires_latents(hosts)
     first = Pass("first", latents[0], _steps(hosts, hosts.get("scheduler"), STEPS), unet)

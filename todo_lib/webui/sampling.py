@@ -12,7 +12,7 @@ from modules import shared
 from ..downsampling import Step
 from ..patch import Patch
 from ..settings import Settings
-from ..steps import StepSearch, quirks_of
+from ..steps import StepSearch
 from . import comment
 from .arguments import enabled_settings, is_asked_for, settings_from
 from .encoders import EncoderWatch
@@ -59,8 +59,7 @@ class DownsampledSampling(DenseSampling):
     def __init__(self, sampler: Sampler, settings: Settings, x: torch.Tensor, schedule: dict[str, Any]):
         super().__init__(sampler)
         denoiser, timestep = self.denoiser, functools.partial(to_timestep, self.denoiser)
-        quirks = quirks_of(sampler.config.name)
-        self.steps = StepSearch(quirks, schedule, denoiser.steps, denoiser.total_steps, timestep)
+        self.steps = StepSearch(sampler.config.name, schedule, denoiser.steps, denoiser.total_steps, timestep)
         latent = (x.shape[-2], x.shape[-1])
         self.patch = Patch(unet_of(shared.sd_model), settings, self._step, self.steps.number, latent)
         self._watch = EncoderWatch(self.patch.add_encoder)

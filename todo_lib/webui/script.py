@@ -6,7 +6,7 @@ import gradio as gr
 from modules import infotext_utils, script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
-from .. import FIELDS, SettingsError, __version__
+from .. import FIELDS, __version__
 from . import arguments, comment, infotext, measure, pasting, sampling, unannounced
 from .hosts import is_too_old
 from .plan_view import PlanView, is_of_a_tab
@@ -70,13 +70,8 @@ class ToDoScript(scripts.Script):
         unannounced.close_windows(p)
 
     def process_batch(self, p, *args, **kwargs):
-        try:
-            settings = arguments.settings_from(args)
-        except SettingsError:
-            settings = None  # every sampling refuses them
-        else:  # again: another script may have changed the arguments
-            infotext.write(p, settings)
-        if "sample" in vars(p) and (settings is None or settings.enabled):
+        infotext.write(p, arguments.enabled_settings(args))  # again: another script may have changed the arguments
+        if "sample" in vars(p) and arguments.is_asked_for(args):  # for wrong ones, too: every sampling refuses them
             unannounced.announce_samplings(p, args)
 
     def process_before_every_sampling(self, p, *args, **kwargs):

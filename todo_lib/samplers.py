@@ -1,10 +1,41 @@
-"""How many sampling steps the WebUI will make, by what its page asks for."""
+"""The table of samplers: what they do differently from most, and how many sampling steps they will make."""
 
 from __future__ import annotations
 
-from ..steps import quirks_of
+from dataclasses import dataclass
 
 TIMESTEPS = 1000  # that a model is trained on
+
+
+@dataclass(frozen=True)
+class SamplerQuirks:
+    """How a sampler's calls of the U-Net differ from "one step for each announced one".
+
+    chooses_steps: it calls the U-Net where and as often as it likes, though given a schedule of steps.
+    over_timesteps: it samples over whole timesteps. Others sample over noise levels.
+    steps_from_last_timestep: it makes a step from the last timestep too. Others stop there.
+    calls_before_second_step: the calls that its first step takes, where later steps take one.
+    """
+
+    chooses_steps: bool = False
+    over_timesteps: bool = False
+    steps_from_last_timestep: bool = False
+    calls_before_second_step: int = 1
+
+
+_QUIRKS = {  # how a sampler's name begins -> its quirks
+    "DDIM": SamplerQuirks(over_timesteps=True),
+    "PLMS": SamplerQuirks(over_timesteps=True, calls_before_second_step=2),
+    "UniPC": SamplerQuirks(over_timesteps=True, steps_from_last_timestep=True),
+    "DPM adaptive": SamplerQuirks(chooses_steps=True),
+    "dpm_adaptive": SamplerQuirks(chooses_steps=True),  # its name in ComfyUI
+    "ODE ": SamplerQuirks(chooses_steps=True),  # reForge's solvers of differential equations
+}
+
+
+def quirks_of(sampler: str) -> SamplerQuirks:
+    """The quirks of the sampler of this name."""
+    return next((quirks for name, quirks in _QUIRKS.items() if sampler.startswith(name)), SamplerQuirks())
 
 
 def steps_to_come(

@@ -353,6 +353,25 @@ def test_a_host_that_keeps_its_unet_in_a_patcher(host, run):
     assert hooked(inside) == hooked(idle) == set()
 
 
+def test_a_host_that_compiles_the_unet_in_its_own_call(host, run, on_exit):
+    """Forge Neo's Torch Compile. Hooks would have it compiled anew in each generation: none is there in any call."""
+    unet, seen = host.base.model.diffusion_model, []
+    model = SimpleNamespace(diffusion_model=unet, _torch_compile_config=("dynamic",))
+    host.base.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=model))
+    on_exit.callback(vars(host.base).pop, "forge_objects")
+    on_exit.callback(unet.register_forward_pre_hook(lambda *_: seen.append(hooked(host.base))).remove)
+    run.txt2img({"enabled": False}, enable_hr=True)
+    without = seen.copy()
+    seen.clear()
+    job = run.txt2img({"passes": "hires"}, enable_hr=True)
+    assert seen == without and job.down == [False] * len(seen)
+    assert job.comment == (
+        "ToDo: first pass: left dense, because passes = hires; hires pass: left dense, because the U-Net is compiled"
+    )
+    del model._torch_compile_config
+    assert run.txt2img().down == [True] * 4
+
+
 # ---- samplings of which scripts are not told
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.script.extension import importable, recording
-from tests.script.test_plan_view import ours, text, txt2img
+from tests.script.test_plan_view import img2img, ours, started_by, text, txt2img
 
 BOTH = 2 * 3  # samplings of a pass, dense and downsampled
 STEPS = 1 + 3
@@ -56,6 +57,97 @@ def test_each_pass_at_its_size_and_as_its_settings_are(measure):
     sizes = [call.size for call in calls]
     assert sizes == [(8, 16)] * (BOTH * STEPS) + [(16, 32)] * (BOTH * STEPS)
     assert {call.top for call in of_kind(calls, True)} == {4 * 8, 4 * 8}
+
+
+# Seconds of the steps of each sampling, dense and downsampled in turns: the first step is slower.
+SLOW = [9.0, 0.25, 0.25, 0.5], [9.0, 0.125, 0.25, 0.25], [9.0, 3.0, 3.0, 3.0]
+QUICK = [8.0, 0.125, 0.125, 0.125], [8.0, 0.25, 0.125, 0.125], [8.0, 0.5, 0.5, 0.5]
+MEDIANS = "one pass 128 × 64 0.333 s 0.167 s 2.00"
+
+
+@pytest.fixture
+def device(host, view, monkeypatch):
+    """A device that goes on while the host does: it is waited for where a value is read. `seconds`: of each U-Net call.
+
+    `peaks` are the bytes that the samplings take.
+    """
+    device = SimpleNamespace(now=0.0, behind=0.0, seconds=[], peaks=[])
+    item = torch.Tensor.item
+
+    def work(module, args, output):
+        device.behind += device.seconds.pop(0)
+
+    def read(tensor):
+        device.now += device.behind
+        device.behind = 0.0
+        return item(tensor)
+
+    clock = SimpleNamespace(perf_counter=lambda: device.now, monotonic=lambda: device.now)
+    monkeypatch.setattr(view.measure, "time", clock)
+    monkeypatch.setattr(torch.Tensor, "item", read)
+    handle = host.base.model.diffusion_model.register_forward_hook(work)
+    yield device
+    handle.remove()
+    assert device.seconds == device.peaks == []
+
+
+@pytest.fixture
+def card(host, view, device, monkeypatch):
+    """The device is the second of the machine's two cards."""
+    second = torch.device("cuda", 1)
+    peak = [7 * 2**30, 7 * 2**30]  # of each card, in bytes; something before has taken that much
+
+    def reset(card=0):
+        peak[torch.device(card).index] = 2**29
+
+    def peak_of(card=0):
+        peak[1] = max(peak[1], device.peaks.pop(0))
+        return peak[torch.device(card).index]
+
+    for module in (view.measure.devices, host.imported["modules.devices"]):
+        monkeypatch.setattr(module, "device", second)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak_of)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card=0: f"Card {torch.device(card).index}")
+
+
+def of_turns(slow, quick):
+    return [seconds for pair in zip(slow, quick, strict=True) for sampling in pair for seconds in sampling]
+
+
+def test_it_says_what_it_has_timed(measure, device):
+    """The median of the samplings. The first step of each does not count."""
+    device.seconds = of_turns(SLOW, QUICK)
+    html, _ = measure()
+    assert MEDIANS in text(html)
+    assert "128 x 64: dense 0.333 s a step, ToDo 0.167 s a step, 2.00 times as fast" in html
+
+
+def test_long_steps(measure, device):
+    """A single step of each sampling is timed, and after a minute no other round begins."""
+    device.seconds = [25.0, 24.0, 23.0, 22.0]
+    html, calls = measure()
+    assert [call.down for call in calls] == [False, False, True, True]
+    assert "one pass 128 × 64 24 s 22 s 1.09" in text(html)
+
+
+def test_the_card_and_its_memory(measure, device, card):
+    """The peak of each kind of sampling, and not what the other one or an image before has taken."""
+    device.seconds = of_turns(SLOW, QUICK)
+    device.peaks = [int(gigabytes * 2**30) for gigabytes in (4, 2, 3.5, 2.25, 3, 2)]
+    html, _ = measure()
+    assert f"{MEDIANS} 4.00 GB → 2.25 GB" in text(html)
+    assert "device: Card 1\n" in html
+    assert "dense 0.333 s a step and 4.00 GB, ToDo 0.167 s a step and 2.25 GB" in html
+
+
+def test_the_memory_of_one_side_alone(view):
+    """It does not seem to be that of the other one, which had too little."""
+    measured = view.measure
+    dense, todo = measured.Timed(out_of_memory=True), measured.Timed([0.5], 3 * 2**30)
+    html = measured.to_html([measured.Measured("", 1024, 1024, dense, todo)], "")
+    assert "out of memory 0.5 s – – → 3.00 GB" in text(html)
 
 
 def test_a_pass_in_which_nothing_is_done_is_not_measured(measure):
@@ -138,6 +230,24 @@ def test_any_other_error_is_told(host, measure, swallowed, monkeypatch):
     assert text(html) == "It could not be measured. The log says why."
     ((_, error),) = swallowed()
     assert isinstance(error, ZeroDivisionError)
+
+
+def test_the_button_takes_its_turn_in_the_hosts_queue(host, measure):
+    """A generation that runs goes first, and none begins meanwhile. The button stands in each tab."""
+    queue = host.imported["modules.call_queue"].queue_lock
+    held = []
+    handle = host.base.model.diffusion_model.register_forward_pre_hook(lambda *_: held.append(queue.locked()))
+    try:
+        for tab, hosts in (("txt2img", txt2img(width=128, height=64)), ("img2img", img2img(width=128, height=64))):
+            (button,) = [block for block in host.page.blocks.values() if block.elem_id == f"script_{tab}_todo_measure"]
+            events = enumerate(host.page.get_config_file()["dependencies"])
+            (number,) = [event.get("id", i) for i, event in events if button._id in started_by(event)]
+            state = {"ours": ours(), "host": hosts, "by": False, "image": [0, 0], "checkpoint": ""}
+            html, _ = host.page.fns[number].fn("task(1)", json.dumps(state))
+            assert "128 × 64" in text(html)
+    finally:
+        handle.remove()
+    assert held == [True] * (2 * BOTH * STEPS) and not queue.locked()
 
 
 def test_only_the_measuring_is_interrupted_by_its_button(host, view):

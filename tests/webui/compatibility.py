@@ -91,6 +91,7 @@ class Cell:
     outcome: str = "red"  # ok, left, not run or red
     words: str = ""  # the comment under the image, or why it was not run, or what was wrong
     seen: dict = dataclasses.field(default_factory=dict)  # verdict on a self-attention -> how many calls
+    repeats: bool = True  # whether the image without ToDo has to be there again afterwards
 
 
 @dataclasses.dataclass
@@ -214,8 +215,8 @@ def check(server, cell, neighbour, model, **more):
         raise Red(wrong)
     if neighbour.checkpoints - {a.model for a in record.attentions}:
         raise Red(f"only these checkpoints ran: { {a.model for a in record.attentions} }")
-    repeats = neighbour.repeats(run) if callable(neighbour.repeats) else neighbour.repeats
-    if repeats and not same(without, again, tolerance):
+    cell.repeats = neighbour.repeats(run) if callable(neighbour.repeats) else neighbour.repeats
+    if cell.repeats and not same(without, again, tolerance):
         raise Red("switched off, the picture is not the one before")
     if neighbour.shows_todo and cell.seen.get("right") and same(without, with_todo, tolerance):
         raise Red("ToDo changes nothing")

@@ -117,15 +117,6 @@ def fork(request, fork_checkpoints, tmp_path_factory, table):
         yield server
 
 
-@pytest.fixture(scope="session")
-def forge(fork_checkpoints, tmp_path_factory, table):
-    """A running Forge. Its page is made by gradio 4."""
-    host = next(host for host in FORKS if host.name == "Forge")
-    data = tmp_path_factory.mktemp("forge") / "data"
-    with running_fork(host, "pytorch", fork_checkpoints, data, table) as server:
-        yield server
-
-
 OTHERWISE = [(host, optimization) for host in FORKS for optimization in [*host.attentions][1:]]
 
 
@@ -190,7 +181,7 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture(scope="session")
-def browser(webui):
+def browser():
     """A headless Chromium (playwright's Browser)."""
     if find_chromium() is None:
         pytest.skip("no Chromium")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from types import SimpleNamespace
 
 # The numbers of the events that ask for the live plan, in gradio 3 and in gradio 4.
@@ -28,6 +29,28 @@ WATCH = """
 }
 """
 UNWATCH = "() => { window.todoWatcher.disconnect(); return window.todoChanges; }"
+
+
+# A second and a half by the page's own clock, which is slow on a busy machine: it looks once in 100 milliseconds.
+REST = """
+() => new Promise((rested) => {
+    let looks = 0;
+    const timer = setInterval(() => { if (++looks === 15) { clearInterval(timer); rested(); } }, 100);
+})
+"""
+
+
+def rest(page):
+    """Wait for as long as the page needs to ask for a plan, if it is going to."""
+    page.evaluate(REST)
+
+
+def wait_for_request(page, seen, timeout=60):
+    """Wait until there was a request, and for others that may follow it."""
+    end = time.monotonic() + timeout
+    while not seen.count and time.monotonic() < end:
+        page.wait_for_timeout(100)
+    rest(page)
 
 
 @contextlib.contextmanager

@@ -75,6 +75,7 @@ class WebUI(Server):
         (self.data / "ui-config.json").write_text(
             "{}", encoding="utf-8"
         )  # some extensions read it before it is written
+        (self.data / "tmp").mkdir()  # Neo does not make it
         for name, source in self.extensions.items():
             place_extension(source, self.data / "extensions" / name)
         # The host would download SDXL's preview decoder. SD1's has the same shape.

@@ -24,14 +24,16 @@ FAMILIES = {
     "forkxl": "SDXL",
     "forksd3": "SD3",
 }
+NOT_REPEATED = "does not make the same image again without ToDo either, so that is not asked of it"
 MARKS = {"ok": "ok", "left": "left", "not run": "–", "red": "**RED**"}
 INTRODUCTION = """\
 # Compatibility
 
 What ToDo and something else make of one generation. This page is written by a test run, `python3 dev.py compatibility`,
 in the real hosts, with small random-weight models on a CPU. Every cell is judged by the queries, keys and values that
-all self-attentions saw, by the images (both effects are there; switched off, it is the image without ToDo), by what
-is left on models and classes (nothing), and by the line under the image, at depths 1 to 4 and factor 2.
+all self-attentions saw, by the images (both effects are there; switched off, it is the image without ToDo, unless a
+note below the table says that this is not asked of it), by what is left on models and classes (nothing), and by the
+line under the image, at depths 1 to 4 and factor 2.
 The grid moves: in each step, all self-attentions have to take their keys from the same places.
 
 - **ok**: all self-attentions had just the keys they should have.
@@ -110,8 +112,10 @@ class Table:
         """The notes on the marks: a line for each text, with the cells that it applies to."""
         rows_of = {}
         for (row, column), cell in found.items():
-            if cell.outcome != "ok":
-                rows_of.setdefault(words(cell), {}).setdefault(row, []).append(column)
+            texts = [words(cell)] if cell.outcome != "ok" else []
+            texts += [] if cell.repeats else [NOT_REPEATED]
+            for text in texts:
+                rows_of.setdefault(text, {}).setdefault(row, []).append(column)
         lines = []
         for text, rows in rows_of.items():
             groups = {}

@@ -56,6 +56,17 @@ def test_arguments_that_are_not_for_todo(client, webui, todo):
     assert warned == (todo == [0.5, "comma", 1])
 
 
+def test_common_mistakes(client):
+    """What docs/api.md says of them: the host deals with these requests, and ToDo cannot tell of it."""
+    with pytest.raises(RequestFailed) as failure:
+        client.txt2img(alwayson_scripts={"ToDo": {"args": {"factor": 3}}})
+    assert failure.value.status == 500 and "KeyError" in failure.value.text
+    for ignored in ([True, 2], {"enabled": True, "factor": 2}):
+        assert "ToDo" not in client.txt2img(alwayson_scripts={"ToDo": ignored}).infotext
+    nine = [True, 2, 1, 0, 1, 0, "both", 0, False]
+    assert client.txt2img([*nine, 10, "eleven"]).infotext == client.txt2img(nine).infotext
+
+
 def test_a_list_and_a_dictionary_say_the_same(client):
     one = client.txt2img([True, 3, 2, 0, 0.8, 1.5])
     other = client.txt2img({"factor": 3, "max_depth": 2.0, "end": 0.8, "deeper_factor": 1.5})

@@ -60,7 +60,7 @@ def wait_for_plan(page, *texts, tab="txt2img"):
     plan = control(page, "enabled", tab)
     for text in texts:
         try:
-            plan.locator(".todo-help", has_text=text).first.wait_for(timeout=10_000)
+            plan.locator(".todo-help", has_text=text).first.wait_for(timeout=60_000)  # on a busy machine
         except Exception as error:
             raise AssertionError(plan.locator(".todo-live").first.inner_text()) from error
 

@@ -119,6 +119,43 @@ def test_a_grid_moves_from_step_to_step(client, sampler):
     check_order(record, factor_2, 2, lambda a: a.loop["number"])
 
 
+# ---- Neo's Torch Compile, which compiles the U-Net inside the model's own call
+
+
+@pytest.fixture
+def compiling(fork, client):
+    """A function: the fields of a request with this preset of Torch Compile."""
+    titles = [title for title in client.get("/sdapi/v1/scripts")["txt2img"] if title.startswith("torch ")]
+    if not titles:
+        pytest.skip(f"{fork.host.name} has no Torch Compile")
+
+    def fields(preset):
+        return {"alwayson_scripts": {titles[0]: {"args": [preset]}}}
+
+    client.post("/probe/compile_by_tracing", {"on": True})
+    yield fields
+    client.txt2img(**TINY, **fields("Disable"))
+    client.post("/probe/compile_by_tracing", {"on": False})
+
+
+@pytest.mark.parametrize("order", [(True, False, True), (False, True)], ids=str)
+def test_torch_compile(client, compiling, order):
+    """ToDo on or off in some generations in a row. It acts in none, says so, and has nothing compiled anew."""
+    dense, downsampled = (client.txt2img(todo, **TINY).image for todo in (None, TODO))
+    assert not np.array_equal(dense, downsampled)
+    traced = []
+    for on in order:
+        before = client.get("/probe/traced")
+        with client.recording(calls=False) as record:
+            image = client.txt2img(TODO if on else None, **TINY, **compiling("guard_filter_fn")).image
+        traced.append(client.get("/probe/traced") - before)
+        assert np.array_equal(image, dense)
+        (generation,) = record.generations
+        assert ("ToDo: left dense, because the U-Net is compiled" in generation["comments"]) == on
+    assert traced[0] and not any(traced[1:])
+    assert np.array_equal(client.txt2img(TODO, **TINY, **compiling("Disable")).image, downsampled)
+
+
 # ---- X/Y/Z plots, infotext, page
 
 

@@ -1,4 +1,4 @@
-"""Measure here, in the page of real hosts: gradio 3 (A1111) and gradio 4 (Forge)."""
+"""Measure here, in the page of a real host. test_page_of_forge.py has Forge."""
 
 import re
 
@@ -19,17 +19,17 @@ def test_measure_here(resting, server):  # noqa: F811
     open_accordion(resting)
     fill(resting, "factor", "2")
     fill(resting, "max_depth", "1")
-    resize(resting, width=192, height=128)
-    wait_for_plan(resting, "24 × 16", "12 × 8")
+    resize(resting, width=128, height=64)
+    wait_for_plan(resting, "16 × 8", "8 × 4")
     with server.client.recording() as record:
         control(resting, "measure").click()
-        measured(resting).locator("td").first.wait_for()
+        measured(resting).locator("td").first.wait_for(timeout=300_000)  # on a busy machine
     text = measured(resting).inner_text()
-    assert re.search(rf"one pass\s+192 × 128\s+{NUMBER} s\s+{NUMBER} s\s+{NUMBER}", text), text
+    assert re.search(rf"one pass\s+128 × 64\s+{NUMBER} s\s+{NUMBER} s\s+{NUMBER}", text), text
     top = [attention.keys for attention in record.where(depth=1)]
-    assert {24 * 16, 12 * 8} == set(top)
+    assert {16 * 8, 8 * 4} == set(top)
     turns = [keys for i, keys in enumerate(top) if i == 0 or keys != top[i - 1]]
-    assert turns == [24 * 16, 12 * 8] * 3
+    assert turns == [16 * 8, 8 * 4] * 3
     measured(resting).locator("summary").click()
     copied = measured(resting).locator("pre").inner_text()
     assert "dense" in copied and "times as fast" in copied and "attention: " in copied
@@ -42,8 +42,8 @@ def test_interrupt(resting):  # noqa: F811
     """The button stands there only while it is measured. The host is free afterwards."""
     open_accordion(resting)
     fill(resting, "factor", "2")
-    resize(resting, width=640, height=640)
-    wait_for_plan(resting, "80 × 80")
+    resize(resting, width=384, height=384)
+    wait_for_plan(resting, "48 × 48")
     assert control(resting, "stop").is_hidden()
     control(resting, "measure").click()
     control(resting, "stop").wait_for(state="visible")

@@ -1,24 +1,20 @@
-"""The page in a real browser rests: how often it asks for the live plan, in gradio 3 (A1111) and gradio 4 (Forge)."""
+"""The page in a real browser rests: how often it asks for the live plan. test_page_of_forge.py has Forge."""
 
 import pytest
 
 from tests.webui.browser import open_webui
 from tests.webui.client import Client
-from tests.webui.requests_of_page import counting, watching
+from tests.webui.requests_of_page import counting, rest, wait_for_request, watching
 from tests.webui.test_browser import HEAD, HOSTS_OWN, control, open_accordion, paste, resize, wait_for_plan
 
-REST = 1500  # milliseconds in which a request would have been sent
 SETTINGS = "ToDo downsample factor: 3.5, ToDo depths: 3, ToDo end: 0.8"
 
 
-@pytest.fixture(params=["A1111", "Forge"])
-def server(request):
-    """The running host, with `client`. It has loaded a checkpoint."""
-    if request.param == "Forge":
-        return request.getfixturevalue("forge")
-    server = request.getfixturevalue("webui")
-    server.client = Client(server.url)
-    return server
+@pytest.fixture
+def server(webui):
+    """The running WebUI, with `client`."""
+    webui.client = Client(webui.url)
+    return webui
 
 
 @pytest.fixture
@@ -78,25 +74,25 @@ def test_a_change_is_one_request_and_none_while_closed(resting):
         drag(page, "txt2img_width")
         type_number(page, "txt2img_height", "640")
         paste(page, f"{HEAD}, Version: 1.10.1")
-        page.wait_for_timeout(REST)
+        rest(page)
         assert seen.count == 0
     open_accordion(page)
     wait_for_plan(page, "8 × 8")
-    page.wait_for_timeout(REST)
+    rest(page)
     sent = {}
     for name, change in CHANGES.items():
         with counting(page) as seen:
             change(page)
-            page.wait_for_timeout(REST)
+            wait_for_request(page, seen)
             sent[name] = seen.count
     assert sent == dict.fromkeys(CHANGES, 1)
     type_number(page, "txt2img_hr_resize_x", "512")
-    page.wait_for_timeout(REST)
+    rest(page)
     with counting(page) as seen, watching(page, "script_txt2img_todo_enabled") as changes:
         page.wait_for_timeout(5000)
         assert seen.count == 0
         type_number(page, "txt2img_hr_scale", "3")  # says nothing beside a width
-        page.wait_for_timeout(REST)
+        wait_for_request(page, seen)
         assert seen.count == 1
     assert changes == []
     assert set(page.errors) <= {HOSTS_OWN}
@@ -110,7 +106,7 @@ def test_a_checkpoint_that_is_not_loaded(resting, server):
     resize(resting, width=512, height=512)
     wait_for_plan(resting, "64 × 64")
     box = resting.locator("#setting_sd_model_checkpoint input, .model_selection input").first
-    resting.wait_for_timeout(REST)
+    rest(resting)
     with counting(resting) as seen, watching(resting, "script_txt2img_todo_enabled") as changes:
         # As if chosen: a real choice would load it on A1111.
         box.evaluate("(box, name) => { box.value = name; }", other)

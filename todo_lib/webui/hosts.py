@@ -61,6 +61,15 @@ def unet_of(sd_model: Any) -> nn.Module:
     return model.diffusion_model
 
 
+def is_compiled(sd_model: Any) -> bool:
+    """Whether the host has PyTorch compile the U-Net within its own call, as Forge Neo's Torch Compile does.
+
+    The U-Net itself does not show it. Hooks on it would have no effect, and have it compiled anew in each generation.
+    """
+    patcher = getattr(sd_model, "forge_objects", None)
+    return patcher is not None and hasattr(patcher.unet.model, "_torch_compile_config")
+
+
 def to_timestep(denoiser: Denoiser, level: torch.Tensor) -> torch.Tensor:
     """The timestep of a noise level, both of shape (1,). Samplers over timesteps hand a timestep over as it is."""
     convert = getattr(denoiser.inner_model, "sigma_to_t", None)

@@ -34,25 +34,17 @@ _sampling: _Marks | None = None
 
 
 class _Marks:
-    """The moments at which the steps of a sampling begin, and at which the last one has ended.
-
-    On a GPU they are events in its stream, so that nothing has to wait for it between the steps.
-    """
+    """The moments at which the steps of a sampling begin, and at which the last one has ended."""
 
     def __init__(self, p: Any):
         self.p = p
-        self._moments: list[Any] = []
+        self._moments: list[float] = []
         self._begin = time.monotonic()
-        self.on_cuda = False
 
-    def note(self) -> None:
-        """Note this moment."""
-        if self.on_cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._moments.append(event)
-        else:
-            self._moments.append(time.perf_counter())
+    def note(self, latent: torch.Tensor) -> None:
+        """Note this moment, once the device has done all that it was told to, this latent included."""
+        latent.flatten()[0].item()  # to read a value waits, on devices of any kind
+        self._moments.append(time.perf_counter())
 
     @property
     def steps(self) -> int:
@@ -67,20 +59,14 @@ class _Marks:
 
     def seconds(self) -> float:
         """The seconds from the first timed step to the end, per step."""
-        first, last = self._moments[WARMING], self._moments[-1]
-        steps = self.steps - 1 - WARMING
-        if self.on_cuda:
-            torch.cuda.synchronize()
-            return first.elapsed_time(last) / 1000 / steps
-        return (last - first) / steps
+        return (self._moments[-1] - self._moments[WARMING]) / (self.steps - 1 - WARMING)
 
 
 def on_cfg_denoiser(params: Any) -> None:
     """The host's callback before each step of a sampling with SAMPLER."""
     if _sampling is None or getattr(params.denoiser, "p", None) is not _sampling.p:
         return
-    _sampling.on_cuda = params.x.is_cuda
-    _sampling.note()
+    _sampling.note(params.x)
     if _sampling.are_enough:
         shared.state.skipped = True  # the host ends the sampling before its next step
 
@@ -97,8 +83,7 @@ class _Generation(processing.StableDiffusionProcessingTxt2Img):
         global _sampling
         _sampling = marks = _Marks(self)
         try:
-            super().sample(*args, **kwargs)
-            marks.note()
+            marks.note(super().sample(*args, **kwargs))
         finally:
             _sampling = None
         self.marks = marks
@@ -142,8 +127,9 @@ def _time(script: Any, timed: Timed, width: int, height: int, steps: int, settin
     )  # fmt: skip
     p.scheduler = "Automatic"
     p.scripts, p.script_args = runner, values
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    card = devices.device if devices.device.type == "cuda" else None
+    if card:
+        torch.cuda.reset_peak_memory_stats(card)
     try:
         with contextlib.suppress(_EnoughError):
             processing.process_images(p)
@@ -159,7 +145,7 @@ def _time(script: Any, timed: Timed, width: int, height: int, steps: int, settin
         shared.state.nextjob()
     if p.marks is not None and p.marks.steps > WARMING + 1 and not shared.state.interrupted:
         timed.steps.append(p.marks.seconds())
-        timed.memory = max(timed.memory, torch.cuda.max_memory_allocated() if p.marks.on_cuda else 0)
+        timed.memory = max(timed.memory, torch.cuda.max_memory_allocated(card) if card else 0)
 
 
 @contextlib.contextmanager
@@ -229,7 +215,7 @@ def _cell(kind: str, timed: Timed) -> str:
 
 
 def _device() -> str:
-    if torch.cuda.is_available() and devices.device.type == "cuda":
+    if devices.device.type == "cuda":
         return torch.cuda.get_device_name(devices.device)
     if devices.device.type != "cpu":
         return str(devices.device)

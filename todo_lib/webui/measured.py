@@ -63,7 +63,7 @@ def to_html(found: Sequence[Measured], text: str) -> str:
 
 def _row(one: Measured) -> list[str]:
     name = f"{pass_name(one.name)}<br>{one.width} × {one.height}"
-    memory = " → ".join(f"{timed.memory / 2**30:.2f} GB" for timed in (one.dense, one.todo) if timed.memory) or "–"
+    memory = " → ".join(map(_memory, (one.dense, one.todo))) if one.dense.memory or one.todo.memory else "–"
     ratio = f"{one.ratio:.2f}" if one.ratio else "–"
     return [name, _cell(one.dense), _cell(one.todo), ratio, memory]
 
@@ -72,6 +72,10 @@ def _cell(timed: Timed) -> str:
     if timed.out_of_memory:
         return "<span>out of memory</span>"
     return f"{timed.step:.3g} s" if timed.steps else "–"
+
+
+def _memory(timed: Timed) -> str:
+    return f"{timed.memory / 2**30:.2f}\N{NO-BREAK SPACE}GB" if timed.memory else "–"
 
 
 def _is_missing(one: Measured) -> bool:

@@ -16,7 +16,7 @@ from ..steps import StepSearch
 from . import comment
 from .arguments import enabled_settings, is_asked_for, settings_from
 from .encoders import EncoderWatch
-from .hosts import Denoiser, Processing, Sampler, arguments_of, to_timestep, unet_of
+from .hosts import Denoiser, Processing, Sampler, arguments_of, is_compiled, to_timestep, unet_of
 
 
 class DenseSampling:
@@ -135,16 +135,20 @@ def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, of_pas
     @functools.wraps(sample)  # the host reads the signature to know which schedule to hand over
     def run(model: Any, x: torch.Tensor, *others: Any, **schedule: Any) -> Any:
         sampler.func = sample
-        settings, name = settings_from(args), ""
+        settings, name, why_dense = settings_from(args), "", ""
         if of_passes and getattr(p, "enable_hr", False):
             this_pass = "hires" if getattr(p, "is_hr_pass", False) else "first"
             name = f"{this_pass} pass"
             if not settings.covers(this_pass):
-                comment.tell(p, name, f"left dense, because passes = {settings.passes}")
-                with DenseSampling(sampler):
-                    return sample(model, x, *others, **schedule)
-            if this_pass == "hires":
+                why_dense = f"passes = {settings.passes}"
+            elif this_pass == "hires":
                 settings = settings.for_hires_pass()
+        if is_compiled(shared.sd_model):
+            why_dense = why_dense or "the U-Net is compiled"
+        if why_dense:
+            comment.tell(p, name, f"left dense, because {why_dense}")
+            with DenseSampling(sampler):
+                return sample(model, x, *others, **schedule)
         sampling = DownsampledSampling(sampler, settings, x, schedule)
         try:
             with sampling, sampling.patch, sampling.steps.watching(sample, schedule) as watched:

@@ -508,6 +508,28 @@ def add_zero_unet():
     script_callbacks.on_list_unets(lambda unets: unets.append(ZeroUnetOption()))
 
 
+# ---- compiled models
+
+torch_compile = torch.compile
+traces = 0  # the graphs that were traced
+
+
+def note_trace(graph, inputs):
+    """A backend that compiles nothing."""
+    global traces
+    traces += 1
+    return graph.forward
+
+
+def trace_alone(model, *, options=None, dynamic=None, **others):
+    """torch.compile without the compiler, which takes many minutes for a U-Net on a CPU.
+
+    All else is as ever: what PyTorch traces, and when its code is run again.
+    """
+    guards = {name: value for name, value in (options or {}).items() if name == "guard_filter_fn"}
+    return torch_compile(model, backend=note_trace, dynamic=dynamic, options=guards or None)
+
+
 # ---- the callbacks and the script
 
 probe = Probe()
@@ -587,6 +609,16 @@ def add_routes(demo, app):
         resident = psutil.Process().memory_info().rss
         return {"resident": resident / 1e6, "tensors": sum(storages.values()) / 1e6, "ours": ours}
 
+    def compile_by_tracing(on: bool = Body(embed=True)):
+        """Let torch.compile trace alone, or compile as ever. Both forget what was compiled before."""
+        with queue_lock:
+            torch._dynamo.reset()
+            torch.compile = trace_alone if on else torch_compile
+
+    def traced():
+        with queue_lock:
+            return traces
+
     def optimizers():
         """The names of the attention optimisations that run on this machine, as the option takes them."""
         from modules import sd_hijack  # Neo has none
@@ -609,6 +641,8 @@ def add_routes(demo, app):
         ("reset", "POST", reset),
         ("options", "GET", options),
         ("memory", "GET", memory),
+        ("compile_by_tracing", "POST", compile_by_tracing),
+        ("traced", "GET", traced),
         ("optimizers", "GET", optimizers),
         ("xyz_axes", "GET", xyz_axes),
     ]:

@@ -117,6 +117,12 @@ def test_calls_are_those_of_the_method_with_the_fewest(known):
     assert "| SDXL, 512 px, fp32, measured | 10 s (1) |" in report.overview()
 
 
+def test_where_the_floor_saves_nothing_there_is_no_share(known):
+    known["results"]["SDXL, 512 px, fp32"]["methods"]["floor"]["seconds"] = [10.0, 10.0, 10.0]
+    row = "| 10 s (3) | 2: 2.00 | 40: 2.50 | dense: 1.00 | 1.25 | 1.00 |"
+    assert f"| 512 px, fp32 {row}" in report.speed()
+
+
 def test_a_method_that_failed(known):
     cells = known["results"]
     cells["SD 1.5, 4096 px, bf16"] = cell = copy.deepcopy(cells["SD 1.5, 512 px, fp32"])

@@ -22,13 +22,15 @@ matplotlib.use("Agg")  # draws into files, on machines without a display too
 import matplotlib.pyplot as plt
 
 from lab import charts
-from lab.benchmarks import by_count, fidelity, kernels, overhead, redundancy
+from lab.benchmarks import by_count, depths, fidelity, kernels, overhead, redundancy
 from lab.benchmarks.speed import LAYOUTS, SIZES, STEPS, entry_of, median, ratio
 from lab.benchmarks.store import RESULTS
 from lab.model.emoji import SIZES as MODEL_SIZES
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "research.md", ROOT / "lab" / "benchmarks" / "README.md")
+DOCUMENTS = tuple(
+    ROOT / path for path in ("README.md", "docs/research.md", "lab/benchmarks/README.md", "lab/model/README.md")
+)
 PLACE = re.compile(r"(<!-- benchmarks: (?P<name>[a-z ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 CHART = RESULTS / "speed.png"
 DEFAULT = tuple(f"default, {steps} steps" for steps in STEPS)  # roles
@@ -92,9 +94,9 @@ def roles_of(found: dict[str, dict]) -> list[str]:
 
 
 def saved(cell: dict, role: str) -> float:
-    """The share of the time saved by the floor that the method in this role saves: 0 to 1."""
+    """The share of the time saved by the floor that the method in this role saves: 0 to 1. NaN where it saves none."""
     dense, floor = median(cell, "dense"), median(cell, "floor")
-    return (dense - median(cell, role)) / (dense - floor)
+    return (dense - median(cell, role)) / (dense - floor) if floor < dense else math.nan
 
 
 def choice(cell: dict, role: str) -> str:
@@ -302,6 +304,7 @@ TABLES = {
     "counted speed": by_count.speed_table,
     "kernels": lambda: f"{machine('kernels')}\n\n{kernels.table(load('kernels')['results'])}",
     "redundancy": lambda: drawn("redundancy", redundancy.table),
+    "depths": lambda: drawn("depths", depths.table),
 }
 
 

@@ -95,7 +95,7 @@ def _describe(settings: Settings) -> str:
         factors = [settings.factor, *itertools.islice(below, settings.max_depth - 1)]
         while len(factors) > 1 and factors[-1] == 1:
             factors.pop()
-        text = "/".join(f"{factor:g}" for factor in factors)
+        text = "/".join(f"{factor:.3g}" for factor in factors)
     else:
         depth = "" if settings.max_depth == Settings.max_depth else f" to depth {settings.max_depth}"
         deeper = f", deeper {settings.deeper_factor:g}" if settings.deeper_factor else ""

@@ -339,7 +339,9 @@ def test_the_plan_of_another_checkpoint(page, client):
         page.locator("#setting_sd_model_checkpoint input").click()
         page.locator("#setting_sd_model_checkpoint li", has_text=checkpoint).first.click()
         control(page, "enabled").locator(".todo-plan td", has_text=grid).first.wait_for(timeout=60_000)
-        page.wait_for_timeout(2000)  # the host is done with the setting a little after the model is loaded
+        # The host is done with the setting a little after the model is loaded. Until then the page takes no other.
+        page.locator("#setting_sd_model_checkpoint > .wrap:not(.hide)").wait_for(state="detached", timeout=60_000)
+        page.wait_for_timeout(1000)
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])

@@ -52,13 +52,8 @@ def is_plotted(p: Processing) -> bool:
 
 
 def unet_of(sd_model: Any) -> nn.Module:
-    """The U-Net that a host's loaded model runs.
-
-    Forge and its kin keep it in a patcher, whose clones all share it. The WebUI's own attribute leads elsewhere there.
-    """
-    patcher = getattr(sd_model, "forge_objects", None)
-    model = patcher.unet.model if patcher is not None else sd_model.model
-    return model.diffusion_model
+    """The U-Net that a host's loaded model runs."""
+    return _model_of(sd_model).diffusion_model
 
 
 def is_compiled(sd_model: Any) -> bool:
@@ -66,8 +61,16 @@ def is_compiled(sd_model: Any) -> bool:
 
     The U-Net itself does not show it. Hooks on it would have no effect, and have it compiled anew in each generation.
     """
+    return hasattr(_model_of(sd_model), "_torch_compile_config")
+
+
+def _model_of(sd_model: Any) -> Any:
+    """The host's model around the U-Net.
+
+    Forge and its kin keep it in a patcher, whose clones all share it. The WebUI's own attribute leads elsewhere there.
+    """
     patcher = getattr(sd_model, "forge_objects", None)
-    return patcher is not None and hasattr(patcher.unet.model, "_torch_compile_config")
+    return patcher.unet.model if patcher is not None else sd_model.model
 
 
 def to_timestep(denoiser: Denoiser, level: torch.Tensor) -> torch.Tensor:

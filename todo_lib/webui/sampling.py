@@ -143,8 +143,8 @@ def before_sampling(p: Processing, args: Sequence[Any], sampler: Sampler, of_pas
                 why_dense = f"passes = {settings.passes}"
             elif this_pass == "hires":
                 settings = settings.for_hires_pass()
-        if is_compiled(shared.sd_model):
-            why_dense = why_dense or "the U-Net is compiled"
+        if not why_dense and is_compiled(shared.sd_model):
+            why_dense = "the U-Net is compiled"
         if why_dense:
             comment.tell(p, name, f"left dense, because {why_dense}")
             with DenseSampling(sampler):

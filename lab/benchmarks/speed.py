@@ -108,8 +108,9 @@ def measure(layout: Layout, sizes: list[int], rounds: int, device: str, dtype: s
         inputs = make_inputs(layout, size, size, device, DTYPES[dtype])
         # A GPU chooses its kernels by size, and the first call loads and allocates all that is not there yet.
         first = size if device == "cuda" else 128
+        first_inputs = make_inputs(layout, first, first, device, DTYPES[dtype])
         for method in methods_of(unet, layout, first).values():
-            attempt(unet, make_inputs(layout, first, first, device, DTYPES[dtype]), method, {"seconds": []})
+            attempt(unet, first_inputs, method, {"seconds": []})
         dense = None
         with blocks_shown(unet, missing) as bar:
             for i, name in pending(found, rounds):

@@ -1,4 +1,4 @@
-"""Measure here, in the page of a real host. test_page_of_forge.py has Forge."""
+"""Measure here, in the page of a real host. test_page_of_forks.py has the forks."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page in a real browser rests: how often it asks for the live plan. test_page_of_forge.py has Forge."""
+"""The page in a real browser rests: how often it asks for the live plan. test_page_of_forks.py has the forks."""
 
 import pytest
 

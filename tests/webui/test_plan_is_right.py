@@ -1,4 +1,4 @@
-"""The plan in the page says beforehand what the host then does. test_page_of_forge.py has Forge."""
+"""The plan in the page says beforehand what the host then does. test_page_of_forks.py has the forks."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.webui.requests_of_page import rest
 from tests.webui.test_browser import control, open_accordion, paste, wait_for_plan
 from tests.webui.test_page_rests import resting, server  # noqa: F401
 
-HIRES = "Size: 64x64, Hires upscale: 2, Hires upscaler: Latent"
+HIRES = "Size: 64x64, Hires upscale: 2"
 TEXTS = {
     "DDIM, the scheduler": ("Steps: 30, Sampler: Euler, Schedule type: DDIM, Size: 64x64", {}),
     "DDIM in a hires pass": (f"Steps: 6, Sampler: Euler, Schedule type: DDIM, Denoising strength: 0.5, {HIRES}", {}),
@@ -17,7 +17,7 @@ TEXTS = {
     "discarded sigma": ("Steps: 12, Sampler: DDIM, Size: 64x64", {"always_discard_next_to_last_sigma": True}),
     # Whatever the size is, the first pass then has about 512 x 512 pixels, which take the forks' U-Net long.
     "old hires fix": (
-        "Steps: 1, Sampler: Euler, Denoising strength: 0.5, Size: 192x128, Hires upscale: 2, Hires upscaler: Latent",
+        "Steps: 1, Sampler: Euler, Denoising strength: 0.5, Size: 192x128, Hires upscale: 2",
         {"use_old_hires_fix_width_height": True},
     ),
 }
@@ -31,6 +31,8 @@ def grids(text):
 @pytest.mark.parametrize("name", TEXTS)
 def test_steps_and_sizes_are_those_that_are_made(resting, server, name):  # noqa: F811
     text, options = TEXTS[name]
+    if "Hires" in text:
+        text += f", Hires upscaler: {server.host.hires.get('hr_upscaler', 'Latent')}"
     # A pasted text that names none asks for the full decoder, which is slow.
     decoder = server.host.settings.get("sd_vae_decode_method", "Full")
     with server.client.options(**options):

@@ -134,8 +134,8 @@ class TransformerHooks:
             self._report.leave(name, reason)
             return None
         if counts:
-            batch, all_keys, width = tokens.shape
-            keys = grids * self._kept[0] * self._kept[1]
-            saved = int(2 * batch * size * (all_keys - keys) * width)
-            self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved)
+            per_key = int(2 * tokens.shape[0] * size * tokens.shape[2])
+            saved = per_key * grids * (size - self._kept[0] * self._kept[1])
+            more = per_key * (grids - 1) * size
+            self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved, more)
         return self._downsampling.take(tokens, self._step.number, self._grid, self._kept, grids, heads)

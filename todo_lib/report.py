@@ -61,13 +61,19 @@ class Report:
         self.ran = True
         self.dense_work += dense_work
 
-    def downsampled(self, name: str, depth: int, grid: Grid, kept: Grid, position: float, saved_work: int) -> None:
-        """Note that this self-attention takes its keys from the kept grid, and the work which that saves."""
+    def downsampled(
+        self, name: str, depth: int, grid: Grid, kept: Grid, position: float, saved_work: int, more_work: int = 0
+    ) -> None:
+        """Note that this self-attention takes its keys from the kept grid, and the work which that saves.
+
+        more_work: what it costs without ToDo beyond one grid's keys, where it is handed a context of several grids.
+        """
         self.active_steps.add(position)
         if name in self.control:
             self.control_steps.add(position)
         self.layers.setdefault((depth, grid, kept), set()).add(name)
         self.saved_work += saved_work
+        self.dense_work += more_work
 
     def leave(self, name: str, reason: Reason) -> None:
         """Note that this self-attention was left dense."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,18 @@ def test_several_sizes_in_one_pass(sd1):
         "34 % of self-attention's work, 1 of 1 steps ["
         "depth 1: 8x8 tokens, keys from 4x4 (5 layers); depth 1: 16x8 tokens, keys from 8x4 (5 layers)]"
     )
+
+
+def test_a_context_of_two_grids(sd1):
+    """Dense attention sees both of them, so the share is the same as with one."""
+
+    def join(attn, args, kwargs):
+        return args[:1], {**kwargs, "context": torch.cat([args[0], args[0]], 1)}
+
+    with contextlib.ExitStack() as hooks:
+        for attn in attentions(sd1).values():
+            hooks.enter_context(attn.register_forward_pre_hook(join, with_kwargs=True))
+        assert str(run(sd1, steps=1, max_depth=4, deeper_factor=2)).startswith("25 % of self-attention's work, ")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class TransformerHooks:
         self._step = Step(0, 0.0)
         self._grid: Grid | None = None  # None: this call stays dense
         self._kept: Grid = (0, 0)
+        self._images = 0  # of the transformer's input
         self._reasons: dict[str, Reason] = {}
 
     def install(self, hooks: ExitStack) -> None:
@@ -90,7 +91,7 @@ class TransformerHooks:
         kept = self._downsampling.kept_grid(self._depth, grid)
         if not active or kept == grid:
             return
-        self._step, self._grid, self._kept = step, grid, kept
+        self._step, self._grid, self._kept, self._images = step, grid, kept, len(x)
         replaced = replaced_by_options(args, kwargs, list(self._attentions))
         self._reasons = {
             name: Reason.COMPUTATION
@@ -134,8 +135,9 @@ class TransformerHooks:
             self._report.leave(name, reason)
             return None
         if counts:
-            per_key = int(2 * tokens.shape[0] * size * tokens.shape[2])
-            saved = per_key * grids * (size - self._kept[0] * self._kept[1])
-            more = per_key * (grids - 1) * size
+            per_key = int(2 * size * tokens.shape[2])
+            all_grids = int(tokens.shape[0]) * grids
+            saved = per_key * all_grids * (size - self._kept[0] * self._kept[1])
+            more = per_key * (all_grids - self._images) * size
             self._report.downsampled(name, self._depth, self._grid, self._kept, self._step.position, saved, more)
         return self._downsampling.take(tokens, self._step.number, self._grid, self._kept, grids, heads)

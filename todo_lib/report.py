@@ -66,7 +66,8 @@ class Report:
     ) -> None:
         """Note that this self-attention takes its keys from the kept grid, and the work which that saves.
 
-        more_work: what it costs without ToDo beyond one grid's keys, where it is handed a context of several grids.
+        more_work: what it costs without ToDo beyond what its transformer told, where another patch hands it a context
+            of several grids or more images.
         """
         self.active_steps.add(position)
         if name in self.control:

@@ -87,16 +87,30 @@ def test_several_sizes_in_one_pass(sd1):
     )
 
 
-def test_a_context_of_two_grids(sd1):
-    """Dense attention sees both of them, so the share is the same as with one."""
+def two_grids(attn, args, kwargs):
+    """As reference-style extensions do."""
+    return args[:1], {**kwargs, "context": torch.cat([args[0], args[0]], 1)}
 
-    def join(attn, args, kwargs):
-        return args[:1], {**kwargs, "context": torch.cat([args[0], args[0]], 1)}
+
+def doubled_batch(attn, args, kwargs):
+    """As LLuL does, which takes the other half away again behind the attention."""
+    return (args[0].repeat(2, 1, 1), *args[1:]), kwargs
+
+
+@pytest.mark.parametrize("hand", [two_grids, doubled_batch])
+def test_more_than_the_transformer_has(sd1, hand):
+    """Dense attention costs more as well there, so the share stays the same."""
+
+    def first_half(attn, args, output):
+        return output[: len(output) // 2]
 
     with contextlib.ExitStack() as hooks:
         for attn in attentions(sd1).values():
-            hooks.enter_context(attn.register_forward_pre_hook(join, with_kwargs=True))
-        assert str(run(sd1, steps=1, max_depth=4, deeper_factor=2)).startswith("25 % of self-attention's work, ")
+            hooks.enter_context(attn.register_forward_pre_hook(hand, with_kwargs=True))
+            if hand is doubled_batch:
+                hooks.enter_context(attn.register_forward_hook(first_half))
+        line = str(run(sd1, steps=1, max_depth=4, deeper_factor=2))
+    assert line.startswith("25 % of self-attention's work, ")
 
 
 @pytest.mark.parametrize(

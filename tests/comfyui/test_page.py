@@ -7,7 +7,6 @@ import pytest
 import requests
 
 from tests.servers import REPOSITORY
-from tests.webui.browser import chromium, find_chromium
 
 pytestmark = pytest.mark.slow
 
@@ -23,20 +22,18 @@ SMALL = {  # the example's widgets -> values with which it runs here, and quickl
 
 
 @pytest.fixture
-def page(comfyui):
+def page(comfyui, browser):
     """ComfyUI's page. Requests to other machines are refused."""
-    if find_chromium() is None:
-        pytest.skip("no Chromium")
     requests.post(f"{comfyui.url}/settings/Comfy.TutorialCompleted", json=True, timeout=60).raise_for_status()
     host = urlsplit(comfyui.url).netloc
-    with chromium() as browser:
-        context = browser.new_context(viewport={"width": 1400, "height": 900}, locale="en-US")
-        context.route(lambda address: urlsplit(address).netloc != host, lambda route: route.abort())
-        page = context.new_page()
-        page.set_default_timeout(240000)
-        page.goto(comfyui.url, wait_until="domcontentloaded")
-        page.wait_for_function(READY)
-        yield page
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, locale="en-US")
+    context.route(lambda address: urlsplit(address).netloc != host, lambda route: route.abort())
+    page = context.new_page()
+    page.set_default_timeout(240000)
+    page.goto(comfyui.url, wait_until="domcontentloaded")
+    page.wait_for_function(READY)
+    yield page
+    context.close()
 
 
 def test_a_node_that_is_added_has_the_settings_with_their_defaults(page):

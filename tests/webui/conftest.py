@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import cached
-from tests.webui.browser import chromium, find_chromium, open_webui
+from tests.webui.browser import open_webui
 from tests.webui.client import Client
 from tests.webui.extensions import APART, arguments_for, fit
 from tests.webui.hosts import A1111, FORKS
@@ -178,15 +178,6 @@ def pytest_runtest_makereport(item, call):
     if report.when == "call" and report.failed and hasattr(item, "webui_log"):
         server, position = item.webui_log
         report.sections.append(("WebUI log", server.log_since(position)[-20000:]))
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium (playwright's Browser)."""
-    if find_chromium() is None:
-        pytest.skip("no Chromium")
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

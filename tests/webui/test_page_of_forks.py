@@ -6,7 +6,9 @@ from tests.webui import test_measure, test_page_rests, test_plan_is_right
 from tests.webui.hosts import FORKS
 from tests.webui.test_page_rests import resting  # noqa: F401
 
-in_forge = pytest.mark.parametrize("fork", FORKS[:1], indirect=True, ids=["Forge"])
+in_forge = pytest.mark.parametrize(
+    "fork", [host for host in FORKS if host.name == "Forge"], indirect=True, ids=["Forge"]
+)
 EVERYWHERE = "DDIM, the sampler"  # the text whose plan is compared in each fork
 
 

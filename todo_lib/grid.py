@@ -23,6 +23,10 @@ MIDDLE = Fraction(1, 2), Fraction(1, 2)
 SHIFTS = 89
 SHIFT_SHARES = 55, 67
 
+PLACE_GAP = Fraction(17, 16)
+"""How far apart in tokens two neighbouring places of a moving grid may be. What lies between them is a key once the
+places are shifted, and a factor of 3 has three places on 128 rows too, of which it keeps 42."""
+
 
 def kept_size(size: int, factor: float) -> int:
     """How many of `size` rows (or columns) a factor of 1 or more keeps: max(1, floor(size / factor)).
@@ -46,10 +50,11 @@ def kept_rows(size: int, kept: int, place: Fraction = MIDDLE[0]) -> list[int]:
 def moving_place(step: int, head: int, grid: Grid, kept: Grid) -> Place:
     """The place of a moving grid for an attention head at a sampling step, both counted from 0.
 
-    In rounds of m * m numbers, m = ceil(size / kept), each of m * m places comes once. Within a round, neighbours in
-    the order lie far apart, as in an ordered dither: any m numbers in a row have m different rows. So each token is a
-    key in each round, exactly once where m divides the sizes. Elsewhere some are a key more often, and others in the
-    next round, as each round has a shift of its own. The first place is the middle one.
+    In rounds of m * m numbers each of m * m places comes once; m is the least number of places with at most `PLACE_GAP`
+    tokens from one to the next. Within a round, neighbours in the order lie far apart, as in an ordered dither: any m
+    numbers in a row have m different rows. Where m divides the sizes, each token is a key exactly once in each round.
+    Elsewhere some are a key more often, and others in the next round, as each round has a shift of its own. The first
+    place is the middle one.
 
     The order goes on by one from step to step. From head to head it goes on by a whole round, so that each head has a
     shift of its own, and by m - 1. That has no divisor in common with m * m, so heads are spread over the places.
@@ -57,7 +62,7 @@ def moving_place(step: int, head: int, grid: Grid, kept: Grid) -> Place:
     grid: (H, W).
     kept: (h, w), at most (H, W). The larger one of the two ratios gives m.
     """
-    m = max(math.ceil(size / part) for size, part in zip(grid, kept, strict=True))
+    m = max(math.ceil(size / (part * PLACE_GAP)) for size, part in zip(grid, kept, strict=True))
     turn, number = divmod(step + (m * m + m - 1) * head, m * m)
     row = (number + m // 2) % m
     column = (number * (m // 2) + number // m + m // 2) % m

@@ -70,6 +70,13 @@ def most(grid, kept):
     return max(math.ceil(side / part) for side, part in zip(grid, kept, strict=True))
 
 
+@pytest.mark.parametrize("start", [0, 5, 1000])
+@pytest.mark.parametrize("m, grid, kept", [(3, (128, 128), (42, 42)), (3, (64, 96), (21, 32)), (2, (65, 64), (32, 32))])
+def test_no_token_is_a_key_twice_in_a_round_where_a_whole_factor_nearly_divides(m, grid, kept, start):
+    turn = range(start * m * m, (start + 1) * m * m)
+    assert times_kept(turn, grid, kept).max() == 1
+
+
 @settings(max_examples=60)
 @given(sizes(), st.integers(0, 10_000))
 @example(((128, 128), (42, 42)), 0)  # two rows and columns were never a key

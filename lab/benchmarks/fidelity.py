@@ -547,7 +547,7 @@ def chart(results: dict, path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     figure.tight_layout()
-    save_chart(figure, path, dpi=110 if columns == 1 else 80)
+    save_chart(figure, path, dpi=110 if columns == 1 else 72)
 
 
 def sheet(cell: dict, pictures: Path, scenario: Scenario, path: Path) -> None:

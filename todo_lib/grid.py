@@ -23,9 +23,9 @@ MIDDLE = Fraction(1, 2), Fraction(1, 2)
 SHIFTS = 89
 SHIFT_SHARES = 55, 67
 
-PLACE_GAP = Fraction(17, 16)
-"""How far apart in tokens two neighbouring places of a moving grid may be. What lies between them is a key once the
-places are shifted, and a factor of 3 has three places on 128 rows too, of which it keeps 42."""
+# Two neighbouring places of a moving grid are at most this far apart, in tokens. So a factor of 3 has three places on
+# 128 rows too, of which it keeps 42, and not four. The shifts fetch the rows that three places leave out.
+PLACE_GAP = 17 / 16
 
 
 def kept_size(size: int, factor: float) -> int:
@@ -50,11 +50,11 @@ def kept_rows(size: int, kept: int, place: Fraction = MIDDLE[0]) -> list[int]:
 def moving_place(step: int, head: int, grid: Grid, kept: Grid) -> Place:
     """The place of a moving grid for an attention head at a sampling step, both counted from 0.
 
-    In rounds of m * m numbers each of m * m places comes once; m is the least number of places with at most `PLACE_GAP`
-    tokens from one to the next. Within a round, neighbours in the order lie far apart, as in an ordered dither: any m
-    numbers in a row have m different rows. Where m divides the sizes, each token is a key exactly once in each round.
-    Elsewhere some are a key more often, and others in the next round, as each round has a shift of its own. The first
-    place is the middle one.
+    In rounds of m * m numbers each of m * m places comes once. m is size / kept, rounded up, or down where neighbouring
+    places are at most `PLACE_GAP` tokens apart all the same. Within a round, neighbours in the order lie far apart, as
+    in an ordered dither: any m numbers in a row have m different rows. Where m divides the sizes, each token is a key
+    exactly once in each round. Elsewhere some are a key more often, and others in the next round, as each round has a
+    shift of its own. The first place is the middle one.
 
     The order goes on by one from step to step. From head to head it goes on by a whole round, so that each head has a
     shift of its own, and by m - 1. That has no divisor in common with m * m, so heads are spread over the places.
